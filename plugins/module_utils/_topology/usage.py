@@ -19,12 +19,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Set, Tuple, Union
+from typing import Callable, NamedTuple, Union
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction
 
 # (arguments) -> (exit status, standard output, standard error), as AnsibleModule.run_command
-Run = Callable[[List[str]], Tuple[int, str, str]]
+Run = Callable[[list[str]], tuple[int, str, str]]
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
@@ -79,7 +79,7 @@ class _Handle(NamedTuple):
     process: str  # "name (pid 12)"
 
 
-def host_usage(root: Path, run: Optional[Run], pci: Sequence[PciFunction]) -> Dict[str, List[str]]:
+def host_usage(root: Path, run: Run | None, pci: Sequence[PciFunction]) -> dict[str, list[str]]:
     """Return ``{bdf: [reason, ...]}`` for every PCI function that the host uses.
 
     :param root: root of the file tree, ``/`` on a live system.
@@ -89,7 +89,7 @@ def host_usage(root: Path, run: Optional[Run], pci: Sequence[PciFunction]) -> Di
     A reason is one sentence without a full stop. Devices that are free are not in the result. Files that cannot be
     read count as absent: as an ordinary user the handles of other users' processes stay invisible.
     """
-    usage: Dict[str, List[str]] = {}
+    usage: dict[str, list[str]] = {}
     blocks = _Blocks(root)
     nets = _Nets(root, run)
     handles, sockets_of_sshd = _open_files(root)
@@ -130,21 +130,21 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _names(path: Path) -> List[str]:
+def _names(path: Path) -> list[str]:
     try:
         return sorted(os.listdir(path))
     except OSError:
         return []
 
 
-def _link_name(path: Path) -> Optional[str]:
+def _link_name(path: Path) -> str | None:
     try:
         return os.path.basename(os.readlink(path))
     except OSError:
         return None
 
 
-def _bdf_of(path: Path) -> Optional[str]:
+def _bdf_of(path: Path) -> str | None:
     """The PCI function that a sysfs directory lies below: the last BDF of its real path."""
     try:
         parts = path.resolve().parts
@@ -170,9 +170,9 @@ class _Blocks:
         self.directory = root / "sys/class/block"
         self.names = _names(self.directory)
         self.by_number = {_text(self.directory / name / "dev").strip(): name for name in self.names}
-        self._pci: Dict[str, List[str]] = {}
+        self._pci: dict[str, list[str]] = {}
 
-    def pci_of(self, name: str) -> List[str]:
+    def pci_of(self, name: str) -> list[str]:
         """The PCI functions that block device ``name`` finally rests on."""
         if name not in self._pci:
             self._pci[name] = []  # breaks a loop in a damaged tree
@@ -209,13 +209,13 @@ class _Blocks:
         mapper = _text(self.directory / name / "dm/name").strip()
         return f"/dev/mapper/{mapper}" if mapper else f"/dev/{name}"
 
-    def udev(self, name: str) -> Dict[str, str]:
+    def udev(self, name: str) -> dict[str, str]:
         """What udev's database knows of a block device."""
         number = _text(self.directory / name / "dev").strip()
         lines = _text(self.root / "run/udev/data" / f"b{number}").splitlines() if number else []
         return dict(line[2:].split("=", 1) for line in lines if line.startswith("E:") and "=" in line)
 
-    def resolve(self, spec: str) -> List[str]:
+    def resolve(self, spec: str) -> list[str]:
         """Kernel names for ``/dev/...``, ``UUID=``, ``LABEL=``, ``PARTUUID=`` or ``PARTLABEL=``."""
         spec = spec.strip().strip('"')
         keys = {"UUID": "ID_FS_UUID", "LABEL": "ID_FS_LABEL", "PARTUUID": "ID_PART_ENTRY_UUID"}
@@ -225,7 +225,7 @@ class _Blocks:
             found = [name for name in self.names if self.udev(name).get(keys[tag]) == value.strip('"')]
             link = self.root / "dev/disk" / f"by-{tag.lower()}" / value.strip('"')
             target = _link_name(link)
-            return sorted(set(found + ([target] if target in self.names else [])))  # type: ignore[list-item]
+            return sorted(set(found + ([target] if target in self.names else [])))
         if not spec.startswith("/dev/"):
             return []
         name = os.path.basename(spec)
@@ -239,10 +239,10 @@ class _Blocks:
         return [target] if target and target in self.names else []
 
 
-def _mounts(root: Path) -> List[_Mount]:
+def _mounts(root: Path) -> list[_Mount]:
     """All mounts of all mount namespaces: a container may hold a disk that the first one does not show."""
-    found: Dict[_Mount, None] = {}
-    seen: Set[str] = set()
+    found: dict[_Mount, None] = {}
+    seen: set[str] = set()
     for process in ["self", *sorted((name for name in _names(root / "proc") if name.isdigit()), key=int)]:
         namespace = _link_name(root / "proc" / process / "ns/mnt") if process != "self" else None
         if namespace is not None and namespace in seen:
@@ -258,7 +258,7 @@ def _mounts(root: Path) -> List[_Mount]:
     return list(found)
 
 
-def _mounted(root: Path, blocks: _Blocks, mounts: Iterable[_Mount]) -> Iterator[Tuple[str, str]]:
+def _mounted(root: Path, blocks: _Blocks, mounts: Iterable[_Mount]) -> Iterator[tuple[str, str]]:
     for mount in mounts:
         names = [blocks.by_number[mount.device]] if mount.device in blocks.by_number else blocks.resolve(mount.source)
         if mount.fs_type == "btrfs":  # an anonymous device number; the members are listed apart
@@ -271,14 +271,14 @@ def _mounted(root: Path, blocks: _Blocks, mounts: Iterable[_Mount]) -> Iterator[
                 yield bdf, f"{blocks.title(name)} on it is mounted on {mount.mount_point} ({mount.fs_type})"
 
 
-def _swaps(root: Path, blocks: _Blocks) -> Iterator[Tuple[str, str]]:
+def _swaps(root: Path, blocks: _Blocks) -> Iterator[tuple[str, str]]:
     for line in _text(root / "proc/swaps").splitlines()[1:]:
         for name in blocks.resolve(_unescape(line.split()[0])) if line.split() else []:
             for bdf in blocks.pci_of(name):
                 yield bdf, f"{blocks.title(name)} on it is swap space"
 
 
-def _stacked(blocks: _Blocks) -> Iterator[Tuple[str, str]]:
+def _stacked(blocks: _Blocks) -> Iterator[tuple[str, str]]:
     for name in blocks.names:
         for holder in _names(blocks.directory / name / "holders"):
             uuid = _text(blocks.directory / holder / "dm/uuid")
@@ -289,7 +289,7 @@ def _stacked(blocks: _Blocks) -> Iterator[Tuple[str, str]]:
                 yield bdf, f"/dev/{name} on it is part of the {kind} {blocks.title(holder)}"
 
 
-def _signatures(root: Path, blocks: _Blocks) -> Iterator[Tuple[str, str]]:
+def _signatures(root: Path, blocks: _Blocks) -> Iterator[tuple[str, str]]:
     for name in blocks.names:
         known = blocks.udev(name)
         meaning = _MEMBER_SIGNATURES.get(known.get("ID_FS_TYPE", ""))
@@ -300,7 +300,7 @@ def _signatures(root: Path, blocks: _Blocks) -> Iterator[Tuple[str, str]]:
                 yield bdf, f"/dev/{name} on it is {meaning}"
 
 
-def _fstab(root: Path, blocks: _Blocks) -> Iterator[Tuple[str, str]]:
+def _fstab(root: Path, blocks: _Blocks) -> Iterator[tuple[str, str]]:
     for line in _text(root / "etc/fstab").splitlines():
         fields = line.split("#", 1)[0].split()
         if len(fields) >= 3:
@@ -309,7 +309,7 @@ def _fstab(root: Path, blocks: _Blocks) -> Iterator[Tuple[str, str]]:
                     yield bdf, f"/etc/fstab names {blocks.title(name)} on it for {_unescape(fields[1])}"
 
 
-def _dump_target(root: Path, blocks: _Blocks, nets: _Nets) -> Iterator[Tuple[str, str]]:
+def _dump_target(root: Path, blocks: _Blocks, nets: _Nets) -> Iterator[tuple[str, str]]:
     """The targets of kexec-tools' kdump.conf(5); a dump into a mounted file system is covered by the mount."""
     for line in _text(root / "etc/kdump.conf").splitlines():
         fields = line.split("#", 1)[0].split()
@@ -331,14 +331,14 @@ def _dump_target(root: Path, blocks: _Blocks, nets: _Nets) -> Iterator[Tuple[str
 class _Nets:
     """The network interfaces, what each rests on, addresses and routes."""
 
-    def __init__(self, root: Path, run: Optional[Run]) -> None:
+    def __init__(self, root: Path, run: Run | None) -> None:
         self.root = root
         self.directory = root / "sys/class/net"
         self.names = [name for name in _names(self.directory) if (self.directory / name).is_dir()]
         self.routes = [*self._routes4(), *self._routes6()]
         self.addresses = self._addresses(run)
 
-    def pci_of(self, name: str, seen: Tuple[str, ...] = ()) -> List[str]:
+    def pci_of(self, name: str, seen: tuple[str, ...] = ()) -> list[str]:
         """The PCI functions below interface ``name``: its own, or those of all interfaces it is stacked on."""
         if name in seen or name not in self.names:
             return []
@@ -358,7 +358,7 @@ class _Nets:
             return bool(int(flags, 16) & _UP)
         return _text(self.directory / name / "operstate").strip() not in ("down", "notpresent", "")
 
-    def uppers(self, name: str) -> List[str]:
+    def uppers(self, name: str) -> list[str]:
         """Interfaces stacked directly on ``name``: bond, bridge, VLAN, macvlan, team, Open vSwitch."""
         found = {entry[len("upper_") :] for entry in _names(self.directory / name) if entry.startswith("upper_")}
         for link in ("master", "brport/bridge"):
@@ -386,10 +386,10 @@ class _Nets:
             return "VLAN"
         return "interface"
 
-    def towards(self, host: str) -> List[str]:
+    def towards(self, host: str) -> list[str]:
         """The PCI functions that carry the route to ``host``; a name that is no address takes the default route."""
         try:
-            address: Optional[Address] = ipaddress.ip_address(host.strip("[]"))
+            address: Address | None = ipaddress.ip_address(host.strip("[]"))
         except ValueError:
             address = None
         if address is not None and address.is_loopback:
@@ -421,9 +421,9 @@ class _Nets:
             if not (network.is_link_local or network.network_address.is_multicast):
                 yield _Route(fields[9], network, int(fields[4], 16) != 0)
 
-    def _addresses(self, run: Optional[Run]) -> Dict[str, List[Address]]:
+    def _addresses(self, run: Run | None) -> dict[str, list[Address]]:
         """Addresses per interface. Link-local IPv6 addresses, which the kernel makes itself, do not count."""
-        found: Dict[str, List[Address]] = {}
+        found: dict[str, list[Address]] = {}
         for line in _text(self.root / "proc/net/if_inet6").splitlines():
             fields = line.split()
             if len(fields) == 6:
@@ -441,7 +441,7 @@ class _Nets:
                 found.setdefault(route.interface, []).append(address4)
         return found
 
-    def _asked(self, run: Optional[Run]) -> Optional[Dict[str, List[Address]]]:
+    def _asked(self, run: Run | None) -> dict[str, list[Address]] | None:
         if run is None:
             return None
         try:
@@ -451,16 +451,16 @@ class _Nets:
             return None
         if not isinstance(links, list):
             return None
-        found: Dict[str, List[Address]] = {}
+        found: dict[str, list[Address]] = {}
         for link in links:
             locals_ = [info["local"] for info in link.get("addr_info", []) if info.get("local")]
             if locals_ and link["ifname"] != "lo":
                 found[link["ifname"]] = [ipaddress.ip_address(local) for local in locals_]
         return found
 
-    def _local4(self) -> List[ipaddress.IPv4Address]:
+    def _local4(self) -> list[ipaddress.IPv4Address]:
         """The host's own IPv4 addresses: leaves ``/32 host LOCAL`` of the kernel's routing trie."""
-        found: List[ipaddress.IPv4Address] = []
+        found: list[ipaddress.IPv4Address] = []
         last = ""
         for line in _text(self.root / "proc/net/fib_trie").splitlines():
             leaf = re.match(r"\s*\|-- ([0-9.]+)", line)
@@ -473,7 +473,7 @@ class _Nets:
         return found
 
 
-def _interfaces(nets: _Nets) -> Iterator[Tuple[str, str]]:
+def _interfaces(nets: _Nets) -> Iterator[tuple[str, str]]:
     for name in nets.names:
         functions = nets.pci_of(name)
         if not functions:
@@ -492,7 +492,7 @@ def _interfaces(nets: _Nets) -> Iterator[Tuple[str, str]]:
                 yield bdf, reason
 
 
-def _servers(mount: _Mount) -> List[str]:
+def _servers(mount: _Mount) -> list[str]:
     """The servers of a network file system: the ``addr=`` that the kernel used, else what the source names."""
     given = re.findall(r"(?:^|,)addr=([^,]+)", mount.options)
     if given:
@@ -501,7 +501,7 @@ def _servers(mount: _Mount) -> List[str]:
     return [v6 or v4 for v6, v4 in found] or [mount.source.lstrip("/").split(":")[0].split("/")[0]]
 
 
-def _network_storage(root: Path, nets: _Nets, mounts: Iterable[_Mount]) -> Iterator[Tuple[str, str]]:
+def _network_storage(root: Path, nets: _Nets, mounts: Iterable[_Mount]) -> Iterator[tuple[str, str]]:
     for mount in mounts:
         if mount.fs_type in _NETWORK_FILE_SYSTEMS and mount.options.find("trans=virtio") < 0:
             for server in _servers(mount):
@@ -533,7 +533,7 @@ def _tcp_address(text: str) -> Address:
     return mapped or address
 
 
-def _ssh_sessions(root: Path, nets: _Nets, sockets: Set[str]) -> Iterator[Tuple[str, str]]:
+def _ssh_sessions(root: Path, nets: _Nets, sockets: set[str]) -> Iterator[tuple[str, str]]:
     for table in ("tcp", "tcp6"):
         for line in _text(root / "proc/net" / table).splitlines()[1:]:
             fields = line.split()
@@ -549,10 +549,10 @@ def _ssh_sessions(root: Path, nets: _Nets, sockets: Set[str]) -> Iterator[Tuple[
 # --- open handles --------------------------------------------------------------------------------------------------
 
 
-def _open_files(root: Path) -> Tuple[List[_Handle], Set[str]]:
+def _open_files(root: Path) -> tuple[list[_Handle], set[str]]:
     """Device nodes that processes hold open, and the socket inodes of SSH servers."""
-    handles: Dict[_Handle, None] = {}
-    sockets: Set[str] = set()
+    handles: dict[_Handle, None] = {}
+    sockets: set[str] = set()
     for process in sorted((name for name in _names(root / "proc") if name.isdigit()), key=int):
         name = _text(root / "proc" / process / "comm").strip() or "process"
         for descriptor in _names(root / "proc" / process / "fd"):
@@ -569,9 +569,9 @@ def _open_files(root: Path) -> Tuple[List[_Handle], Set[str]]:
     return list(handles), sockets
 
 
-def _nvidia_minors(root: Path) -> Dict[int, str]:
+def _nvidia_minors(root: Path) -> dict[int, str]:
     """Minor number of /dev/nvidiaN -> BDF, as the NVIDIA driver's README describes /proc/driver/nvidia/gpus."""
-    found: Dict[int, str] = {}
+    found: dict[int, str] = {}
     for bdf in _names(root / "proc/driver/nvidia/gpus"):
         minor = re.search(r"Device Minor:\s*(\d+)", _text(root / "proc/driver/nvidia/gpus" / bdf / "information"))
         if minor:
@@ -581,15 +581,15 @@ def _nvidia_minors(root: Path) -> Dict[int, str]:
 
 def _handles(
     root: Path, blocks: _Blocks, handles: Iterable[_Handle], pci: Sequence[PciFunction]
-) -> Iterator[Tuple[str, str]]:
+) -> Iterator[tuple[str, str]]:
     minors = _nvidia_minors(root)
 
-    def driven(role: str) -> List[str]:
+    def driven(role: str) -> list[str]:
         return [f["bdf"] for f in pci if f["role"] == role and f["driver"] and f["driver"].startswith("nvidia")]
 
     for handle in handles:
         base = os.path.basename(handle.path)
-        bdfs: List[str] = []
+        bdfs: list[str] = []
         if re.match(r"^nvidia-nvswitch", base):
             bdfs = driven("nvswitch")  # the driver documents no map from these nodes to PCI functions
         elif re.match(r"^nvidia\d+$", base):
