@@ -74,6 +74,8 @@ class Core(TypedDict):
 
 
 class Bar(TypedDict):
+    """A memory BAR; I/O BARs are left out, for nothing of ours sizes or maps them."""
+
     index: int  # 0..5, 6 is the expansion ROM
     size_bytes: int
     is_64bit: bool
@@ -101,7 +103,7 @@ class PciFunction(TypedDict):
     parent: Optional[str]  # BDF of the bridge above, None below a host bridge
     host_bridge: str  # "0000:20", domain and root bus
     numa_node: Optional[int]
-    numa_source: Optional[str]  # "own", "ancestor" (BDF that knew), None when unknown
+    numa_source: Optional[str]  # "own", the BDF or root bus above that knew, None when unknown
     driver: Optional[str]
     driver_override: Optional[str]
     iommu_group: Optional[int]

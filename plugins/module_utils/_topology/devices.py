@@ -1,0 +1,137 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a PCI function is to us: its device role, by rules on class and vendor, never by lists of device ids."""
+
+from __future__ import annotations
+
+import re
+from typing import Dict, List, Mapping, Optional, Tuple
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import ROLES, PciFunction
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import BDF
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
+
+NVIDIA = "10de"
+AMD = "1002"
+MELLANOX = "15b3"
+
+# (class prefix, vendor or None for any) -> role. The first match counts.
+# Data-centre boards of NVIDIA are "3D controllers" (0302), those of AMD "display controllers" (0380) or, since
+# MI300, "processing accelerators" (1200). NVSwitches of generation 1 to 3 are "other bridges" (0680).
+# An Ethernet function alone does not say whether it carries the data or the operator's login: by rule only the vendor
+# of the fabric's adapters and InfiniBand functions count as data NICs; users name others.
+_RULES: Tuple[Tuple[str, Optional[str], str], ...] = (
+    ("0680", NVIDIA, "nvswitch"),
+    ("0300", NVIDIA, "gpu"),
+    ("0302", NVIDIA, "gpu"),
+    ("1200", AMD, "gpu"),
+    ("0300", AMD, "gpu"),
+    ("0302", AMD, "gpu"),
+    ("0380", AMD, "gpu"),
+    ("0207", None, "nic"),
+    ("0200", MELLANOX, "nic"),
+    ("010802", None, "nvme"),
+)
+
+# Fabric bridges of boards whose NVSwitches are not on PCI: a physical function carries this field in its vital product
+# data (read in NVIDIA's pcilibs-rs; platform table of the fabric manager's guide).
+_BRIDGE_KEYWORD = b"VA"
+_BRIDGE_FIELD = b"SMDL=SW_MNG"
+_VPD_BYTES = 32768  # the address space of vital product data (PCI Local Bus Specification 3.0, appendix I)
+
+_VENDOR_DEVICE = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}\Z")
+_CLASS = re.compile(r"[0-9a-f]{4}(?:[0-9a-f]{2})?\Z")
+
+NO_ROLE = "none"
+
+
+def assign_roles(
+    tree: Tree, functions: List[PciFunction], paths: Mapping[str, str], overrides: Optional[Mapping[str, str]] = None
+) -> None:
+    """Set ``role`` of every endpoint.
+
+    :param overrides: BDF, ``vendor:device`` or class (four or six hex digits) -> role or ``none``; the most exact wins.
+    :raises TopovirtError: naming every key and role of ``overrides`` that is not one.
+    """
+    wanted = _checked(overrides or {})
+    for function in functions:
+        if function["kind"] == "endpoint":
+            function["role"] = _by_rule(function)
+    bridges = {
+        function["bdf"].rpartition(".")[0]
+        for function in functions
+        if _may_be_bridge(function) and is_fabric_bridge(tree.raw(f"{paths[function['bdf']]}/vpd", _VPD_BYTES) or b"")
+    }
+    for function in functions:
+        if function["kind"] != "endpoint":
+            continue
+        if _may_be_bridge(function) and function["bdf"].rpartition(".")[0] in bridges:
+            function["role"] = "fabric_bridge"
+        keys = (
+            function["bdf"],
+            f"{function['vendor']}:{function['device']}",
+            function["class_code"],
+            function["class_code"][:4],
+        )
+        role = next((wanted[key] for key in keys if key in wanted), function["role"])
+        function["role"] = None if role == NO_ROLE else role
+
+
+def _by_rule(function: PciFunction) -> Optional[str]:
+    for prefix, vendor, role in _RULES:
+        if function["class_code"].startswith(prefix) and vendor in (None, function["vendor"]):
+            return role
+    return None
+
+
+def _may_be_bridge(function: PciFunction) -> bool:
+    return function["role"] == "nic" and function["vendor"] == MELLANOX and function["physfn"] is None
+
+
+def is_fabric_bridge(vpd: bytes) -> bool:
+    """Whether vital product data carry the management mark: keyword VA with a field that is exactly the mark.
+    A search of the raw bytes would also find it inside serial numbers."""
+    return any(
+        keyword == _BRIDGE_KEYWORD and _BRIDGE_FIELD in value.rstrip(b"\0 ").split(b":")
+        for keyword, value in vpd_fields(vpd)
+    )
+
+
+def vpd_fields(vpd: bytes) -> List[Tuple[bytes, bytes]]:
+    """Keywords and values of the read-only and read-write sections (PCI Local Bus Specification 3.0, appendix I)."""
+    fields: List[Tuple[bytes, bytes]] = []
+    offset = 0
+    while offset < len(vpd):
+        tag = vpd[offset]
+        if not tag & 0x80:  # small resource: name in bits 6:3, length in bits 2:0
+            if tag >> 3 == 0x0F:  # the end tag
+                break
+            offset += 1 + (tag & 7)
+            continue
+        length = int.from_bytes(vpd[offset + 1 : offset + 3], "little")
+        body = vpd[offset + 3 : offset + 3 + length]
+        if tag in (0x90, 0x91):
+            position = 0
+            while position + 3 <= len(body):
+                size = body[position + 2]
+                fields.append((body[position : position + 2], body[position + 3 : position + 3 + size]))
+                position += 3 + size
+        offset += 3 + length
+    return fields
+
+
+def _checked(overrides: Mapping[str, str]) -> Dict[str, str]:
+    result: Dict[str, str] = {}
+    errors = []
+    for key, role in overrides.items():
+        name = str(key).lower()
+        if not any(pattern.match(name) for pattern in (BDF, _VENDOR_DEVICE, _CLASS)):
+            errors.append(f"{key!r} is neither a BDF nor vendor:device nor a class of four or six hex digits")
+        if role not in (*ROLES, NO_ROLE):
+            errors.append(f"{key!r} has role {role!r}, which is none of {', '.join((*ROLES, NO_ROLE))}")
+        result[name] = str(role)
+    if errors:
+        raise TopovirtError(f"Device roles: {'; '.join(errors)}.", "Quote keys, like '10de:2335' or '0200'.")
+    return result

@@ -1,0 +1,157 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read attributes below a root directory: the live machine, a chroot or a recorded tree, without knowing which."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Dict, List, Optional
+
+# One page: the most that a sysfs attribute can hold, and what the kernel returns in a single read
+# (https://docs.kernel.org/filesystems/sysfs.html, "Reading/Writing Attribute Data").
+ATTRIBUTE_BYTES = 4096
+
+# As many links as Linux follows in one path before it gives up (path_resolution(7)).
+_MAX_LINKS = 40
+
+# A FIFO in a recorded tree must not block the reader.
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Tree:
+    """The files below ``root``. Paths are relative to it, without a leading slash.
+
+    Whatever is missing or unreadable reads as ``None`` (or an empty list). Below any root but ``/`` symbolic links
+    are followed as if the root were the root of the file system, so a recorded tree never shows the live machine.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.path.abspath(root).rstrip("/")
+        self._directories: Dict[str, Optional[str]] = {"": self._root}
+
+    @property
+    def live(self) -> bool:
+        """Whether this is the running machine itself."""
+        return not self._root
+
+    def _directory(self, path: str) -> Optional[str]:
+        """Real path of a directory; asked once per directory."""
+        if self.live:
+            return f"/{path}"
+        if path not in self._directories:
+            self._directories[path] = self._resolve(path)
+        return self._directories[path]
+
+    def _resolve(self, path: str) -> Optional[str]:
+        """Real path of anything below the root; links, absolute ones included, stay inside."""
+        todo = path.split("/")[::-1]
+        done: List[str] = []
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                del done[-1:]
+                continue
+            try:
+                target = os.readlink("/".join([self._root, *done, part]))
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # EINVAL: there, and no link
+                    return None
+                done.append(part)
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                return None
+            if target.startswith("/"):
+                done = []
+            todo.extend(target.split("/")[::-1])
+        return "/".join([self._root, *done])
+
+    def open(self, path: str) -> Optional[int]:
+        """A file descriptor for reading, which the caller closes."""
+        directory, _separator, name = path.rpartition("/")
+        real = self._directory(directory)
+        if real is None:
+            return None
+        try:
+            return os.open(f"{real}/{name}", _FLAGS if self.live else _FLAGS | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno != errno.ELOOP or self.live:
+                return None
+        target = self._resolve(path)
+        try:
+            return None if target is None else os.open(target, _FLAGS | os.O_NOFOLLOW)
+        except OSError:
+            return None
+
+    def raw(self, path: str, limit: int) -> Optional[bytes]:
+        """The first ``limit`` bytes of a file."""
+        descriptor = self.open(path)
+        if descriptor is None:
+            return None
+        parts = []
+        try:
+            while limit > 0:
+                part = os.read(descriptor, limit)
+                if not part:
+                    break
+                parts.append(part)
+                limit -= len(part)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        return b"".join(parts)
+
+    def text(self, path: str) -> Optional[str]:
+        """The value of an attribute, stripped; one read, as sysfs allows."""
+        descriptor = self.open(path)
+        if descriptor is None:
+            return None
+        try:
+            return os.read(descriptor, ATTRIBUTE_BYTES).decode("utf-8", "replace").strip()
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def number(self, path: str, base: int = 10) -> Optional[int]:
+        """The value of an attribute as a number."""
+        text = self.text(path)
+        try:
+            return None if text is None else int(text, base)
+        except ValueError:
+            return None
+
+    def names(self, path: str) -> List[str]:
+        """The names in a directory, sorted."""
+        real = self._directory(path)
+        try:
+            return [] if real is None else sorted(os.listdir(real))
+        except OSError:
+            return []
+
+    def link(self, path: str) -> Optional[str]:
+        """What a symbolic link says, unresolved."""
+        directory, _separator, name = path.rpartition("/")
+        real = self._directory(directory)
+        try:
+            return None if real is None else os.readlink(f"{real}/{name}")
+        except OSError:
+            return None
+
+    def link_name(self, path: str) -> Optional[str]:
+        """The last component of what a symbolic link says: how sysfs names a driver or a group."""
+        target = self.link(path)
+        return None if target is None else target.rsplit("/", 1)[-1]
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something at ``path``."""
+        directory, _separator, name = path.rpartition("/")
+        real = self._directory(directory)
+        return real is not None and os.path.lexists(f"{real}/{name}")
