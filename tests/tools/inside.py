@@ -1,7 +1,7 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Replace this process by a Python module that runs inside the project's environment: ``inside MODULE [ARGUMENT...]``."""
+"""``inside MODULE [ARGUMENT...]``: become a Python module that runs inside the project's environment."""
 
 from __future__ import annotations
 

@@ -29,6 +29,16 @@ OLDEST_PYTHON = (3, 11)  # ansible-core 2.19, the oldest that we support on a co
 GIB = 1024**3
 DISK_COLD_GIB = 12  # baked images, overlays and the virtual environments
 DISK_WARM_GIB = 4  # overlays of one run
+# Stands in for ansible-test's own pip installer: run with the installer's flags it installs pip, otherwise it is pip.
+STARTER = """\
+import runpy
+import sys
+
+sys.path.insert(0, {wheel!r})
+if "--no-setuptools" in sys.argv:
+    sys.argv = ["pip", "install", "--no-index", "--no-deps", "--quiet", {wheel!r}]
+runpy.run_module("pip", run_name="__main__")
+"""
 MEMORY_GIB = 16
 MEMORY_SEEN_GIB = 15  # what a machine of 16 GiB reports after firmware and kernel took theirs
 
@@ -76,7 +86,10 @@ def missing_packages(wanted: list[str]) -> list[str]:
     if not shutil.which("dpkg-query"):
         return wanted
     done = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted], capture_output=True, text=True, check=False
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     installed = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" installed")}
     return [package for package in wanted if package not in installed]
@@ -96,10 +109,20 @@ def mirror_problem() -> str | None:
         for uri, release in targets:
             address = f"{uri.rstrip('/')}/dists/{release}/InRelease"
             done = subprocess.run(
-                ["/usr/lib/apt/apt-helper", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20",
-                 "download-file", address, f"{folder}/InRelease"],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
+                [
+                    "/usr/lib/apt/apt-helper",
+                    "-o",
+                    "Acquire::Retries=1",
+                    "-o",
+                    "Acquire::http::Timeout=20",
+                    "download-file",
+                    address,
+                    f"{folder}/InRelease",
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if done.returncode == 0:
                 return None
     return f"no answer from the mirrors that apt is configured with, last asked: {address}"
@@ -131,8 +154,19 @@ def pip_install(venv: Path, requirements: Path, cache: Path) -> None:
     started = time.monotonic()
     print(f"setup: {venv.name} from {requirements.relative_to(workspace.ROOT)} (usually half a minute)", flush=True)
     run([sys.executable, "-m", "venv", "--clear", str(venv)])
-    run([str(venv / "bin/pip"), "--disable-pip-version-check", "--cache-dir", str(cache / "pip"),
-         "install", "--quiet", "--no-warn-script-location", "-r", str(requirements)])  # fmt: skip
+    run(
+        [
+            str(venv / "bin/pip"),
+            "--disable-pip-version-check",
+            "--cache-dir",
+            str(cache / "pip"),
+            "install",
+            "--quiet",
+            "--no-warn-script-location",
+            "-r",
+            str(requirements),
+        ]
+    )
     stamp.write_text(wanted, encoding="utf-8")
     print(f"setup: {venv.name} ready after {time.monotonic() - started:.0f} s", flush=True)
 
@@ -143,27 +177,33 @@ def sanity_pip(home: Path, cache: Path) -> None:
     ``ansible-test sanity --venv`` first fetches a small installer from a server of its own. We put one where it looks:
     it installs that version of pip from the wheel beside it.
     """
-    source = next((workspace.VENV / "lib").glob("python3.*/site-packages/ansible_test/_internal/python_requirements.py"))
+    packages = next((workspace.VENV / "lib").glob("python3.*")) / "site-packages"
+    source = packages / "ansible_test/_internal/python_requirements.py"
     version = re.search(r"\bpip='([0-9.]+)'", source.read_text(encoding="utf-8"))
     if version is None:
         raise SystemExit(f"setup: {source} no longer says which pip ansible-test wants; teach tests/tools/prepare.py")
     folder = home / ".ansible/test/cache"
     script = folder / f"get_pip_{version[1].replace('.', '_')}.py"
-    if script.is_file():
+    wheel = folder / f"pip-{version[1]}-py3-none-any.whl"
+    content = STARTER.format(wheel=str(wheel))
+    if wheel.is_file() and script.is_file() and script.read_text(encoding="utf-8") == content:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    run([str(workspace.VENV / "bin/pip"), "--disable-pip-version-check", "--cache-dir", str(cache / "pip"), "download",
-         "--quiet", "--no-deps", "--dest", str(folder), f"pip=={version[1]}"])  # fmt: skip
-    wheel = next(folder.glob(f"pip-{version[1]}-*.whl"))
-    script.write_text(
-        "import runpy, sys\n"
-        f"wheel = {str(wheel)!r}\n"
-        "sys.path.insert(0, wheel)\n"
-        "sys.argv = ['pip', 'install', '--no-index', '--no-deps', '--quiet', wheel] if '--no-setuptools' in sys.argv \\\n"
-        "    else sys.argv\n"
-        "runpy.run_module('pip', run_name='__main__')\n",
-        encoding="utf-8",
+    run(
+        [
+            str(workspace.VENV / "bin/pip"),
+            "--disable-pip-version-check",
+            "--cache-dir",
+            str(cache / "pip"),
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(folder),
+            f"pip=={version[1]}",
+        ]
     )
+    script.write_text(content, encoding="utf-8")
 
 
 def link_collection() -> None:
@@ -178,10 +218,14 @@ def link_collection() -> None:
 
 def run(command: list[str]) -> None:
     """Run one step of the setup; what it says is shown when it fails."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode:
-        sys.stderr.write(done.stdout.decode(errors="replace"))
-        raise SystemExit(f"setup: '{' '.join(command)}' failed with exit status {done.returncode} (its output is above)")
+        raise SystemExit(
+            f"{done.stdout}{done.stderr}\nsetup: '{' '.join(command)}' failed with exit status {done.returncode}; "
+            "it said what stands above"
+        )
 
 
 def main() -> int:

@@ -8,9 +8,8 @@ Nothing that runs here depends on the user's home folder: tools get a home of th
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".work"
