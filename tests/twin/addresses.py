@@ -1,0 +1,95 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where every PCI function of an emulated server appears: the one place that knows addresses.
+
+Slots are set by us (``qemu.py`` passes them on). Bus numbers are given by the firmware and kept by Linux: depth first, in the
+order of slots, one number for the bus below each bridge. The comparison of the recorded tree with the booted kernel
+(``agreement.py``) fails where this page and the firmware disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from .description import Device, HostBridge, Machine, Switch
+
+ROOT_BUS = 0
+ROOT_DISK_SLOT = 1
+FIRST_EXPANDER_SLOT = 2  # one pxb-pcie per host bridge, from here on
+LPC_SLOT = 0x1F  # the south bridge of QEMU's q35 machine
+
+
+@dataclass(frozen=True)
+class Function:
+    """One PCI function. ``id`` is its name on QEMU's command line."""
+
+    id: str
+    kind: str  # "platform", "expander", "root_port", "upstream_port", "downstream_port", "endpoint"
+    bus: int
+    slot: int
+    function: int
+    root_bus: int
+    node: Optional[int]
+    parent: Optional[str]  # id of the bridge above
+    secondary: Optional[int] = None  # of bridges: the bus below and the last bus below that
+    subordinate: Optional[int] = None
+    device: Optional[Device] = None
+
+    @property
+    def bdf(self) -> str:
+        return f"0000:{self.bus:02x}:{self.slot:02x}.{self.function}"
+
+
+def functions(machine: Machine) -> list[Function]:
+    """Every PCI function of the machine, ascending by address."""
+    result = [
+        Function("mch", "platform", ROOT_BUS, 0, 0, ROOT_BUS, None, None),
+        Function("rootdisk", "platform", ROOT_BUS, ROOT_DISK_SLOT, 0, ROOT_BUS, None, None),
+        Function("lpc", "platform", ROOT_BUS, LPC_SLOT, 0, ROOT_BUS, None, None),
+    ]
+    for index, bridge in enumerate(machine.host_bridges):
+        slot = FIRST_EXPANDER_SLOT + index
+        result.append(Function(f"pxb{index}", "expander", ROOT_BUS, slot, 0, ROOT_BUS, None, None))
+        result.extend(_below(bridge, index))
+    return sorted(result, key=lambda item: item.bdf)
+
+
+def _below(bridge: HostBridge, index: int) -> list[Function]:
+    result: list[Function] = []
+    bus = bridge.bus
+
+    def add(name: str, kind: str, at: tuple[int, int, int], parent: Optional[str], **more: object) -> None:
+        result.append(Function(name, kind, *at, bridge.bus, bridge.node, parent, **more))  # type: ignore[arg-type]
+
+    for slot, port in enumerate(bridge.ports):
+        root_port = f"rp{index}x{slot}"
+        bus += 1
+        first = bus
+        if isinstance(port, Switch):
+            last = first + 1 + len(port.devices)
+            upstream = f"up{index}x{slot}"
+            add(root_port, "root_port", (bridge.bus, slot, 0), None, secondary=first, subordinate=last)
+            add(upstream, "upstream_port", (first, 0, 0), root_port, secondary=first + 1, subordinate=last)
+            for number, device in enumerate(port.devices):
+                downstream = f"dn{index}x{slot}x{number}"
+                below = first + 2 + number
+                add(downstream, "downstream_port", (first + 1, number, 0), upstream, secondary=below, subordinate=below)
+                add(device.name, "endpoint", (below, 0, 0), downstream, device=device)
+            bus = last
+        else:
+            add(root_port, "root_port", (bridge.bus, slot, 0), None, secondary=first, subordinate=first)
+            for number, device in enumerate(port.devices):
+                add(device.name, "endpoint", (first, 0, number), root_port, device=device)
+    return result
+
+
+def module_ids(machine: Machine) -> dict[str, int]:
+    """BDF -> module id of every endpoint that has one: the wiring of the baseboard."""
+    result: dict[str, int] = {}
+    for function in functions(machine):
+        number = getattr(function.device, "module_id", None)
+        if number is not None:
+            result[function.bdf] = number
+    return result
