@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from typing import Any, Iterator, List
+from typing import Any, Iterator, List, Optional
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import Allocation, parse_domain
@@ -97,6 +97,16 @@ def read_domain(domain: Any, binding: Any) -> Allocation:
     return entry
 
 
+def _read_if_there(domain: Any, binding: Any) -> Optional[Allocation]:
+    try:
+        return read_domain(domain, binding)
+    except binding.libvirtError as error:
+        # Transient domains vanish by themselves between the list and the look.
+        if error.get_error_code() == binding.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
 def read_domains(connection: Any, binding: Any = None) -> List[Allocation]:
     """The allocations of every domain that libvirt knows, ascending by name.
 
@@ -104,14 +114,7 @@ def read_domains(connection: Any, binding: Any = None) -> List[Allocation]:
     """
     libvirt = binding if binding is not None else load_libvirt()
     try:
-        found: List[Allocation] = []
-        for domain in connection.listAllDomains(0):
-            try:
-                found.append(read_domain(domain, libvirt))
-            except libvirt.libvirtError as error:
-                # Transient domains vanish by themselves between the list and the look.
-                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                    raise
-        return sorted(found, key=lambda entry: entry["name"])
+        found = [_read_if_there(domain, libvirt) for domain in connection.listAllDomains(0)]
+        return sorted((entry for entry in found if entry is not None), key=lambda entry: entry["name"])
     except libvirt.libvirtError as error:
         raise libvirt_error("libvirt cannot list its domains", error) from None

@@ -13,6 +13,7 @@ import xml.etree.ElementTree as ET
 from typing import Any, Dict, List, Mapping, Optional, Set, TypedDict
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
 
 # Our element below <metadata>; its text is a JSON object with a key "schema".
 METADATA_NAMESPACE = "urn:topovirt:kvm:1"
@@ -56,34 +57,15 @@ class Allocation(TypedDict):
     metadata: Optional[Dict[str, Any]]  # ours, None for others' domains
 
 
-def parse_cpulist(text: str) -> List[int]:
-    """``"0-3,8,^2"`` -> ``[0, 1, 3, 8]``: libvirt's cpuset syntax, in which ``^n`` takes a CPU out again."""
-    chosen: Set[int] = set()
-    removed: Set[int] = set()
-    for part in text.replace(" ", "").split(","):
-        if not part:
-            continue
-        try:
-            if part.startswith("^"):
-                removed.add(int(part[1:]))
-                continue
-            first, _dash, last = part.partition("-")
-            chosen.update(range(int(first), int(last or first) + 1))
-        except ValueError:
-            raise TopovirtError(f"CPU set '{text}': '{part}' is neither a number nor a range.") from None
-    return sorted(chosen - removed)
+def parse_cpuset(text: str) -> List[int]:
+    """``"0-3,^2,8"`` -> ``[0, 1, 3, 8]``: a CPU list in which ``^n`` takes a CPU out again.
 
-
-def format_cpulist(cpus: Set[int]) -> str:
-    """``{0, 1, 2, 5}`` -> ``"0-2,5"``."""
-    ordered = sorted(cpus)
-    ranges: List[List[int]] = []
-    for cpu in ordered:
-        if ranges and ranges[-1][1] == cpu - 1:
-            ranges[-1][1] = cpu
-        else:
-            ranges.append([cpu, cpu])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+    :raises TopovirtError: for anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    chosen = parse_cpulist(",".join(part for part in parts if not part.startswith("^")))
+    removed = parse_cpulist(",".join(part[1:] for part in parts if part.startswith("^")))
+    return sorted(set(chosen) - set(removed))
 
 
 def scaled_bytes(value: str, unit: Optional[str], default_unit: str = "KiB") -> int:
@@ -98,7 +80,7 @@ def scaled_bytes(value: str, unit: Optional[str], default_unit: str = "KiB") -> 
 
 
 def format_bdf(address: ET.Element) -> str:
-    """An ``<address domain bus slot function>`` -> ``"0000:23:00.0"``; libvirt takes hexadecimal and decimal numbers."""
+    """An ``<address>``, whose numbers may be hexadecimal or decimal -> ``"0000:23:00.0"``."""
     numbers = [int(address.get(key, "0"), 0) for key in ("domain", "bus", "slot", "function")]
     return "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
 
@@ -137,12 +119,12 @@ def _pins(domain: ET.Element) -> Set[int]:
     if not pins:
         # <vcpu cpuset=...> holds for vCPUs that have no pin of their own.
         pins = [vcpu.get("cpuset", "") for vcpu in domain.findall("./vcpu")]
-    return {cpu for text in pins for cpu in parse_cpulist(text)}
+    return {cpu for text in pins for cpu in parse_cpuset(text)}
 
 
 def _emulator_pins(domain: ET.Element) -> Set[int]:
     pins = domain.findall("./cputune/emulatorpin") + domain.findall("./cputune/iothreadpin")
-    return {cpu for pin in pins for cpu in parse_cpulist(pin.get("cpuset", ""))}
+    return {cpu for pin in pins for cpu in parse_cpuset(pin.get("cpuset", ""))}
 
 
 def _memory_bytes(domain: ET.Element) -> int:
@@ -157,9 +139,9 @@ def _memory_by_node(domain: ET.Element) -> Dict[str, int]:
     }
     bound: Dict[str, int] = {}
     whole = domain.find("./numatune/memory")
-    default_nodes = parse_cpulist(whole.get("nodeset", "")) if whole is not None else []
+    default_nodes = parse_cpuset(whole.get("nodeset", "")) if whole is not None else []
     nodes_of_cell = {
-        node.get("cellid", ""): parse_cpulist(node.get("nodeset", ""))
+        node.get("cellid", ""): parse_cpuset(node.get("nodeset", ""))
         for node in domain.findall("./numatune/memnode")
     }
     for cell, size in (cells or {"": _memory_bytes(domain)}).items():
