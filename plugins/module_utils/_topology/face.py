@@ -1,0 +1,42 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules that read a topology have in common: their parameters and how they run commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
+
+ARGUMENT_SPEC: Dict[str, Any] = {
+    "root": {"type": "path", "default": "/"},
+    "module_ids": {"type": "dict"},
+    "roles": {"type": "dict"},
+}
+
+
+def read_for(module: Any) -> Topology:
+    """The topology that the parameters of an AnsibleModule ask for.
+
+    Commands would answer for the running machine, so below another root none is run.
+
+    :raises TopovirtError: see :func:`read_topology`.
+    """
+
+    def run(words: List[str]) -> Tuple[int, str, str]:
+        # A command that cannot be started must not end the module, as it does by default.
+        status, output, errors = module.run_command(
+            words, handle_exceptions=False, environ_update={"LC_ALL": "C", "LANGUAGE": "C"}
+        )
+        return status, output, errors
+
+    root = Path(module.params["root"])
+    return read_topology(
+        root,
+        run if root == Path("/") else None,
+        module.params["module_ids"],
+        module.params["roles"],
+    )
