@@ -173,3 +173,45 @@ def _node_map_errors(cells: Mapping[int, int], host: Topology, guest: Topology) 
             errors.append(f"guest cell {cell} is no node of the guest's kernel")
     errors.extend(f"guest node {node} is on no known host node" for node in sorted(guest_nodes.difference(cells)))
     return errors
+
+
+def describe(comparison: Comparison, examples: int = 3) -> str:
+    """One sentence for users: what differs, with counts and the first few examples of each kind."""
+    if comparison["equal"]:
+        return f"{comparison['devices']} devices and {comparison['pairs']} pairs are in the guest as on the host."
+    kinds = [
+        ("wrong identity", comparison["identity_errors"]),
+        ("wrong node map", comparison["node_map_errors"]),
+        (
+            "device missing",
+            [
+                f"{item['bdf']} (in the guest {item['guest_bdf']}) is not in the {item['side']}'s topology"
+                for item in comparison["missing"]
+            ],
+        ),
+        (
+            "NUMA node differs",
+            [
+                f"{item['bdf']} is on guest node {_shown(item['guest_node'])}, expected "
+                f"{_shown(item['expected_guest_node'])} for host node {_shown(item['host_node'])}"
+                for item in comparison["node_differences"]
+            ],
+        ),
+        (
+            "path differs",
+            [
+                f"{item['a']} to {item['b']} is {item['guest']} in the guest, {item['host']} on the host"
+                for item in comparison["path_differences"]
+            ],
+        ),
+    ]
+    parts = [
+        f"{kind}, {len(found)} times: {'; '.join(found[:examples])}{' ...' if len(found) > examples else ''}"
+        for kind, found in kinds
+        if found
+    ]
+    return f"The guest does not see the host's topology. {'. '.join(part[0].upper() + part[1:] for part in parts)}."
+
+
+def _shown(node: Optional[int]) -> str:
+    return "unknown" if node is None else str(node)
