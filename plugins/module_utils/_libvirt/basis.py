@@ -57,9 +57,7 @@ def _domain(domain: Allocation) -> Dict[str, str]:
     }
 
 
-def make_basis(
-    topology: Topology, domains: Sequence[Allocation], planned: Sequence[Allocation] = ()
-) -> Dict[str, Any]:
+def make_basis(topology: Topology, domains: Sequence[Allocation], planned: Sequence[Allocation] = ()) -> Dict[str, Any]:
     """What placement depends on, item by item.
 
     :param topology: as ``read_topology`` returns it.

@@ -192,11 +192,12 @@ def render(differences: Sequence[Difference]) -> Dict[str, str]:
     }
 
 
-def with_identity(xml: str, uuid: Optional[str], files: Sequence[str]) -> str:
+def with_identity(xml: str, uuid: Optional[str], files: Sequence[str], disks: Sequence[str] = ()) -> str:
     """The wanted definition as it will be given to libvirt.
 
     :param uuid: of the domain that has the name already: libvirt keeps one UUID for one name.
     :param files: paths made for this VM, noted in our metadata, so that they can be removed with it.
+    :param disks: images that hold the VM's data, noted like that.
     :raises TopovirtError: when the definition has no metadata of ours.
     """
     for namespace, prefix in _PREFIXES.items():
@@ -212,7 +213,7 @@ def with_identity(xml: str, uuid: Optional[str], files: Sequence[str]) -> str:
             f"VM '{root.findtext('name')}': domain_xml has no topovirt metadata ({METADATA_TAG}, a JSON object).",
             "Take domain_xml from the plan that topovirt.kvm.vm_plan returns.",
         )
-    element.text = json.dumps({**metadata, "files": sorted(files)}, sort_keys=True)
+    element.text = json.dumps({**metadata, "files": sorted(files), "disks": sorted(disks)}, sort_keys=True)
     if uuid is not None:
         own = root.find("./uuid")
         if own is None:

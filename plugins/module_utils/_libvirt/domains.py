@@ -141,8 +141,7 @@ def _memory_by_node(domain: ET.Element) -> Dict[str, int]:
     whole = domain.find("./numatune/memory")
     default_nodes = parse_cpuset(whole.get("nodeset", "")) if whole is not None else []
     nodes_of_cell = {
-        node.get("cellid", ""): parse_cpuset(node.get("nodeset", ""))
-        for node in domain.findall("./numatune/memnode")
+        node.get("cellid", ""): parse_cpuset(node.get("nodeset", "")) for node in domain.findall("./numatune/memnode")
     }
     for cell, size in (cells or {"": _memory_bytes(domain)}).items():
         nodes = nodes_of_cell.get(cell, default_nodes)

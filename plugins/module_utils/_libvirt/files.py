@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import write_file
 
 # Files of VMs lie here and nowhere else, so that removing a VM can never remove anything of somebody else's.
 DIRECTORIES = ("/var/lib/topovirt/vms", "/var/lib/libvirt/images/topovirt")
@@ -69,18 +69,7 @@ def write_bytes(root: Path, path: str, content: bytes, mode: int) -> None:
     place = below(root, path)
     # Search permission lets libvirt's own user reach a file whose name it was given; it cannot list the directory.
     place.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, place)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    write_file(place, content, mode)
 
 
 def write(root: Path, wanted: WantedFile) -> None:
@@ -96,14 +85,15 @@ def restore(root: Path, prior: PriorFile) -> None:
 
 
 def remove(root: Path, path: str) -> None:
-    """Remove a file that may be gone already, and the VM's directory when it is empty now."""
-    place = below(root, path)
+    """Remove a file that may be gone already, and our directories above it when they are empty now."""
     with contextlib.suppress(FileNotFoundError):
-        place.unlink()
-    if str(Path(path).parent) not in DIRECTORIES:
-        # Not empty: another file of the VM is still there.
+        below(root, path).unlink()
+    for parent in Path(path).parents:
+        if not any(str(parent).startswith(directory) for directory in DIRECTORIES):
+            break
+        # Not empty: another file is still there.
         with contextlib.suppress(OSError):
-            place.parent.rmdir()
+            below(root, str(parent)).rmdir()
 
 
 def existing(root: Path, paths: Sequence[str]) -> List[str]:
