@@ -1,0 +1,143 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Requests for VMs that exist: a VM keeps its place while the request still fits it; running VMs never move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import Allocation
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import parse_cpulist
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Core
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import Fabric, GpuSet
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import Inventory
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Policy, Request
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing import Size, size_of
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Placed
+
+_RUNNING = ("running", "paused")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An existing VM that stays where it is."""
+
+    placed: Placed
+    cores: dict[int, list[Core]]
+    memory: dict[int, int]  # node -> bytes
+    page_size_bytes: int
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What existing VMs mean for a batch of requests."""
+
+    kept: dict[str, Kept]
+    released: tuple[str, ...]  # VMs that are off and will be placed anew
+
+
+def _set_of(gpus: Sequence[str], switches: Sequence[str], fabric: Fabric) -> GpuSet | None:
+    """The GPU set that an existing VM has, None when today's fabric model does not allow it."""
+    if fabric.model == "shared_nvswitch":
+        found = (item for item in fabric.partitions if item.gpus == tuple(gpus))
+        return next(found, None) if not switches else None
+    wanted = fabric.switches if fabric.model == "full_passthrough" and len(gpus) > 1 else ()
+    return GpuSet(tuple(gpus), tuple(switches)) if len(gpus) in fabric.sizes and tuple(switches) == wanted else None
+
+
+def _differences(
+    request: Request, policy: Policy, domain: Allocation, inventory: Inventory, fabric: Fabric
+) -> tuple[Kept | None, list[str]]:
+    """The VM as kept, or how the request differs from it."""
+    by_role: dict[str | None, list[str]] = {}
+    for bdf in domain["hostdevs"]:
+        role = inventory.functions[bdf]["role"] if bdf in inventory.functions else None
+        by_role.setdefault(role, []).append(bdf)
+    gpus, nics, nvmes = (tuple(by_role.get(role, ())) for role in ("gpu", "nic", "nvme"))
+    found: list[str] = []
+    gpu_set = _set_of(gpus, by_role.get("nvswitch", []), fabric)
+    if len(gpus) != request.gpus:
+        found.append(f"has {len(gpus)} GPUs, {request.gpus} are asked for")
+    elif gpu_set is None:
+        found.append(f"has GPUs {', '.join(gpus)}, which fabric_model {fabric.model} does not allow")
+    nics_asked = request.nics
+    if nics_asked is None and policy.nics_per_gpu is not None:
+        nics_asked = policy.nics_per_gpu * request.gpus
+    if nics_asked is not None and len(nics) != nics_asked:
+        found.append(f"has {len(nics)} NICs, {nics_asked} are asked for")
+    if len(nvmes) != request.nvme:
+        found.append(f"has {len(nvmes)} NVMe devices, {request.nvme} are asked for")
+    pinned = set(parse_cpulist(domain["cpus"]))
+    cores: dict[int, list[Core]] = {}
+    for node, all_cores in inventory.guest_cores.items():
+        chosen = [core for core in all_cores if pinned.issuperset(core["threads"])]
+        if chosen:
+            cores[node] = chosen
+    if {cpu for chosen in cores.values() for core in chosen for cpu in core["threads"]} != pinned or not pinned:
+        found.append(f"is pinned to CPUs {domain['cpus'] or 'none'}, which are not whole cores for guests")
+    memory = {int(node): size for node, size in domain["memory_by_node"].items()}
+    if gpu_set is None or found:
+        return None, found
+    size = size_of(request, policy, inventory, gpus)
+    if (request.vcpus or policy.vcpus_per_gpu) and {node: len(chosen) for node, chosen in cores.items()} != size.cores:
+        found.append(f"has {len(pinned)} vCPUs, {request.vcpus or policy.vcpus_per_gpu} are asked for")
+    pages = {node: bytes_ // inventory.page_size_bytes for node, bytes_ in memory.items()}
+    if (request.memory_bytes or policy.memory_per_gpu_bytes) and pages != size.pages:
+        found.append(f"has {domain['memory_bytes'] >> 20} MiB of memory, another size is asked for")
+    if set(memory) != set(cores) or domain["page_size_bytes"] is None:
+        found.append("has memory that is not in huge pages of its CPUs' nodes")
+    if found or domain["page_size_bytes"] is None:
+        return None, found
+    along = tuple(
+        bdf for role, bdfs in by_role.items() if role not in ("gpu", "nic", "nvme", "nvswitch") for bdf in bdfs
+    )
+    kept_size = Size({node: len(chosen) for node, chosen in cores.items()}, pages)
+    placed = Placed(request, gpu_set, kept_size, nics, nvmes, along)
+    return Kept(placed, cores, memory, domain["page_size_bytes"]), []
+
+
+def compare_with_existing(
+    requests: Sequence[Request],
+    policy: Policy,
+    domains: Mapping[str, Allocation],
+    inventory: Inventory,
+    fabric: Fabric,
+) -> Standing:
+    """Which requested VMs exist and stay, and which are placed anew.
+
+    :param domains: existing VMs by name.
+    :raises TopovirtError: when a request would change a running VM or one that is not ours, or when a VM owns
+        NVSwitches that the fabric model gives to nobody.
+    """
+    kept: dict[str, Kept] = {}
+    released: list[str] = []
+    problems: list[str] = []
+    if fabric.model == "shared_nvswitch":
+        problems += [
+            f"NVSwitch {switch} belongs to VM {inventory.owners[switch]}, but with shared_nvswitch to no VM."
+            for switch in fabric.switches
+            if switch in inventory.owners and inventory.owners[switch] not in {request.name for request in requests}
+        ]
+    for request in requests:
+        domain = domains.get(request.name)
+        if domain is None:
+            continue
+        if not domain["ours"]:
+            problems.append(f"VM {request.name} exists and was not made by topovirt.kvm.")
+            continue
+        stays, differences = _differences(request, policy, domain, inventory, fabric)
+        if stays is not None:
+            kept[request.name] = stays
+        elif domain["state"] in _RUNNING:
+            problems.append(f"VM {request.name} is {domain['state']} and {'; it '.join(differences)}.")
+        else:
+            released.append(request.name)
+    if problems:
+        raise TopovirtError(
+            " ".join(problems),
+            "Running VMs are never moved or changed: stop or delete them first, or ask for what they have.",
+        )
+    return Standing(kept, tuple(released))
