@@ -13,7 +13,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains impo
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.compare import Comparison
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction, Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.owners import Owners, gib, short_bdf
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.svg import ROLE_NAMES, draw_host
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.svg import ROLE_NAMES, draw_host, kind_name
 
 STYLE = """
 body { font: 15px/1.5 system-ui, 'DejaVu Sans', 'Segoe UI', Helvetica, Arial, sans-serif; color: #1f2933;
@@ -68,7 +68,7 @@ def _named(function: PciFunction | None, bdf: str) -> str:
     if function is None:
         return short_bdf(bdf)
     module = f" M{function['module_id']}" if function["module_id"] is not None else ""
-    return f"{ROLE_NAMES.get(function['role'] or '', 'device')}{module} {short_bdf(bdf)}"
+    return f"{kind_name(function)}{module} {short_bdf(bdf)}"
 
 
 def _tiles(body: ET.Element, topology: Topology, domains: Sequence[Allocation], owners: Owners) -> None:
@@ -195,7 +195,7 @@ def _devices(body: ET.Element, topology: Topology, owners: Owners) -> None:
     _add(body, "h2", "Devices")
     rows = _table(body, ["device", "ids", "NUMA node", "IOMMU group", "link", "driver", "owner"])
     for function in topology["pci"]:
-        if function["role"] is None or function["kind"] != "endpoint":
+        if function["kind"] != "endpoint" or not (function["role"] or function["in_use"]):
             continue
         row, link = _add(rows, "tr"), function["link"]
         speed = (

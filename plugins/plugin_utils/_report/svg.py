@@ -36,6 +36,12 @@ MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 SANS = "system-ui, 'DejaVu Sans', 'Segoe UI', Helvetica, Arial, sans-serif"
 
 
+def kind_name(function: PciFunction) -> str:
+    """What to call a device: by its role, otherwise by its PCI base class."""
+    bases = {"01": "Storage", "02": "Network", "03": "Display", "0c": "USB"}
+    return ROLE_NAMES.get(function["role"] or "") or bases.get((function["class_code"] or "")[:2], "Device")
+
+
 def _add(parent: ET.Element, tag: str, text: str = "", **attributes: object) -> ET.Element:
     """Append an SVG element; underscores in names become dashes, as SVG spells them."""
     names = {
@@ -79,7 +85,7 @@ class Card:
         )
         if owner.kind == "host":
             _add(group, "rect", x=x, y=y, width=self.width, height=self.height, rx=5, fill="url(#host-use)")
-        _text(group, x + 8, y + 17, ROLE_NAMES[function["role"] or ""], 12, font_weight="bold")
+        _text(group, x + 8, y + 17, kind_name(function), 12, font_weight="bold")
         if function["module_id"] is not None:
             _add(
                 group,
@@ -150,7 +156,7 @@ class Box:
 def _described(function: PciFunction, owner: Owner) -> str:
     """What a reader sees who rests the pointer on a device."""
     lines = [
-        f"{ROLE_NAMES[function['role'] or '']} {function['bdf']} [{function['vendor']}:{function['device']}]",
+        f"{kind_name(function)} {function['bdf']} [{function['vendor']}:{function['device']}]",
         f"owner: {owner.name}",
         f"driver: {function['driver'] or 'none'}, IOMMU group: {function['iommu_group']}",
         f"NUMA node: {function['numa_node']}",
@@ -180,7 +186,8 @@ class Tree:
 
     @staticmethod
     def _shown(function: PciFunction) -> bool:
-        return function["kind"] == "endpoint" and function["role"] is not None and function["physfn"] is None
+        wanted = function["role"] is not None or bool(function["in_use"])
+        return wanted and function["kind"] == "endpoint" and function["physfn"] is None
 
     def host_bridge(self, name: str) -> Box:
         return Box(f"host bridge {name}", self._below(name), "#f7f9fb", stretch=True)

@@ -1,0 +1,160 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An operator's workplace: the installed collection, an inventory with its variables, and ansible-playbook.
+
+Everything here is what the owner of a real server would write and type. The emulated server enters only as the
+address in the inventory, as the guest's images, and as one setting for emulated devices (``HOSTDEV_PROPERTIES``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.tools import collection, progress, workspace
+from tests.twin.lifecycle import Server
+
+# QEMU inside the emulated server would map every 256 GiB BAR through an emulated IOMMU, which takes minutes.
+# A request for a real server never carries this.
+HOSTDEV_PROPERTIES = {"x-no-mmap": True}
+
+NOTES = [
+    "Emulated: the server with its PCI devices, CPU, NUMA nodes and IOMMU. The devices are inert; their drivers nvidia "
+    "and mlx5_core and the tool nvidia-smi are stand-ins.",
+    "Stand-in: the activation of NVLink partitions. No Fabric Manager runs and no NVLink exists.",
+    "Real: firmware, GRUB, kernel, sysfs, vfio-pci, huge pages, TuneD, libvirt, QEMU and KVM on the host, and the "
+    "guests' kernels.",
+]
+
+
+CONFIGURATION = """\
+[defaults]
+inject_facts_as_vars = false
+callback_result_format = yaml
+[connection]
+pipelining = true
+"""
+
+
+class Failure(Exception):
+    """A phase that did not do what it must; the text is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """What one run of ansible-playbook did."""
+
+    status: int
+    changed: int
+    text: str
+    log: Path
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in the words of the task that failed."""
+        return failure_message(self.text)
+
+
+def failure_message(text: str) -> str:
+    """The message of the first failed task in the YAML output of Ansible's default callback."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if not line.startswith(("fatal: [", "failed: [")):
+            continue
+        block = [line]
+        for following in lines[number + 1 :]:
+            if following and not following.startswith((" ", "\t")):
+                break
+            block.append(following)
+        joined = "\n".join(block)
+        found = re.search(
+            r"^\s+msg: *(?:[|>][-+0-9]*\n)?(?P<text>.*?)(?=^\s{4}\S+:|\Z)", joined, re.DOTALL | re.MULTILINE
+        )
+        return " ".join((found["text"] if found else joined).split()).strip("'\"")
+    errors = [line for line in lines if line.startswith(("ERROR!", "[ERROR]", "Error:"))]
+    return errors[0] if errors else "it failed without naming a task"
+
+
+def changed_tasks(text: str) -> int:
+    """The sum of ``changed=`` in the recap.
+
+    :raises Failure: there is no recap.
+    """
+    found = re.findall(r"^\S+\s+: ok=\d+\s+changed=(\d+)", text, re.MULTILINE)
+    if not found:
+        raise Failure("ansible-playbook ended without a recap")
+    return sum(map(int, found))
+
+
+class Operator:
+    """Runs playbooks against one server.
+
+    :param folder: the workplace; made anew.
+    :param user: whom Ansible logs in as.
+    """
+
+    def __init__(self, server: Server, folder: Path, user: str = "ops") -> None:
+        self.server = server
+        self.folder = folder
+        self.user = user
+        self.collections = folder / "collections"
+        self.reports = folder / "report"
+        self.logs = folder / "log"
+
+    def install(self) -> str:
+        """Build the collection and install it as from a file; returns its version."""
+        tarball = collection.build(self.folder / "dist", self.logs / "build.log")
+        collection.install(tarball, self.collections, self.logs / "install.log")
+        return tarball.name.removesuffix(".tar.gz")
+
+    def write_inventory(self, variables: Mapping[str, Any]) -> Path:
+        """Inventory and group variables of the running server, and the operator's ansible.cfg."""
+        inventory = self.folder / "inventory"
+        self.server.inventory(inventory / "hosts.yml", self.user)
+        write_yaml(inventory / "group_vars/gpu_hosts.yml", variables)
+        (self.folder / "ansible.cfg").write_text(CONFIGURATION, encoding="utf-8")
+        return inventory
+
+    def images(self) -> dict[str, Any]:
+        """The test guest as a source to boot from."""
+        return {"test-guest": {**self.server.status()["guest"], "cmdline": "console=ttyS0"}}
+
+    def play(
+        self,
+        name: str,
+        playbook: str,
+        *arguments: str,
+        variables: Mapping[str, Any] | None = None,
+        beat: Callable[[float, Path], None] | None = None,
+    ) -> Played:
+        """Run a playbook of the installed collection to its end; its failure is the caller's to judge.
+
+        :param name: of the log.
+        :param variables: extra variables of this run.
+        """
+        log = self.logs / f"{name}.log"
+        command = [str(workspace.VENV / "bin/ansible-playbook"), "-i", str(self.folder / "inventory")]
+        if variables:
+            extra = self.folder / f"vars/{name}.yml"
+            write_yaml(extra, variables)
+            command += ["-e", f"@{extra}"]
+        command += [f"topovirt.kvm.{playbook}", *arguments]
+        env = workspace.environment(os.environ, self.collections)
+        env["ANSIBLE_CONFIG"] = str(self.folder / "ansible.cfg")
+        status = progress.run_logged(
+            command, log, env, self.folder, on_beat=(lambda seconds: beat(seconds, log)) if beat else None
+        )
+        text = log.read_text(encoding="utf-8", errors="replace")
+        return Played(status, changed_tasks(text) if status == 0 else 0, text, log)
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("---\n" + yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")

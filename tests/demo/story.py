@@ -1,0 +1,40 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the demo and the emulated-server scenario do, in which order and with which variables. One place for both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.demo.operator import HOSTDEV_PROPERTIES, NOTES
+
+IMAGE = "test-guest"
+
+# group_vars/gpu_hosts.yml of the operator: what the server is to become.
+CONVERSION: dict[str, Any] = {
+    "kvm_host_passthrough": ["gpu", "nic", "nvswitch"],
+    "kvm_host_fabric_model": "full_passthrough",
+    "kvm_host_reboot_ok": True,
+}
+
+SHARED_FABRIC = {"kvm_host_fabric_model": "shared_nvswitch", "kvm_host_passthrough": ["gpu", "nic"]}
+
+
+def request(name: str, gpus: int) -> dict[str, Any]:
+    return {"name": name, "gpus": gpus, "image": IMAGE, "hostdev_properties": HOSTDEV_PROPERTIES, "state": "running"}
+
+
+ONE_VM = {"gpu_vms": [request("train-8", 8)]}
+TWO_TENANTS = {"gpu_vms": [request("tenant-a", 4), request("tenant-b", 4)]}
+TOO_SMALL = {"gpu_vms": [request("train-4", 4)]}
+
+
+def variables(images: dict[str, Any], report_dir: str) -> dict[str, Any]:
+    """The operator's group variables."""
+    return {
+        **CONVERSION,
+        "gpu_vm_images": images,
+        "topovirt_report_dir": report_dir,
+        "topovirt_report_notes": NOTES,
+    }
