@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import (
@@ -37,7 +37,7 @@ _SIZES = {"memory", "currentMemory", "maxMemory", "hard_limit", "soft_limit", "s
 _SIZE_ATTRIBUTES = {"page": "size", "cell": "memory"}
 _CPULISTS = {"cpuset", "nodeset", "cpus"}
 # What tells elements of one tag apart; all others are told apart by their order.
-_KEYS = {
+_KEYS: Dict[str, Tuple[str, ...]] = {
     "vcpupin": ("vcpu",),
     "iothreadpin": ("iothread",),
     "memnode": ("cellid",),
@@ -45,7 +45,6 @@ _KEYS = {
     "sibling": ("id",),
     "feature": ("name",),
     "timer": ("name",),
-    "controller": ("type", "index"),
     "qemu:device": ("alias",),
     "qemu:property": ("name",),
 }
@@ -91,6 +90,9 @@ def _key(element: ET.Element, tag: str) -> Optional[str]:
     if tag in ("disk", "channel"):
         target = element.find("./target")
         return None if target is None else target.get("dev") or target.get("name")
+    if tag == "controller":
+        # The index may be left out of a controller that is the only one of its kind.
+        return f"{element.get('type')},{int(element.get('index', '0'), 0)}"
     names = _KEYS.get(tag)
     if names is None or any(element.get(name) is None for name in names):
         return None
@@ -99,7 +101,9 @@ def _key(element: ET.Element, tag: str) -> Optional[str]:
 
 def _attributes(element: ET.Element, tag: str) -> Dict[str, str]:
     size = _SIZE_ATTRIBUTES.get(tag, "")
-    keys = () if _key(element, tag) is None else _KEYS.get(tag, ())
+    keys = ("type", "index") if tag == "controller" else _KEYS.get(tag, ())
+    if _key(element, tag) is None:
+        keys = ()
     found: Dict[str, str] = {}
     for name, value in element.attrib.items():
         if name in keys or (name == "unit" and (tag in _SIZES or size)):
