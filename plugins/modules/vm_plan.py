@@ -1,0 +1,177 @@
+#!/usr/bin/python
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_plan
+short_description: Plan VMs with GPUs for a host
+version_added: 0.1.0
+author:
+  - the topovirt.kvm authors (@topovirt)
+description:
+  - Decides for a batch of VMs which GPUs, NICs, NVSwitches, NVMe devices, cores and memory each of them gets, lays out
+    each guest so that it sees the host's true topology, and returns libvirt domain XML and an NCCL topology file.
+  - The same input always gives the same plan. It is the best one for the whole batch, in this order, least distance
+    between GPUs and their NICs and NVMe devices, fewest NUMA nodes, largest VMs that still fit later, host order.
+  - VMs that exist keep their place as long as their request still fits them. Running VMs are never moved.
+  - Changes nothing. A batch that does not fit is refused with every shortage of every VM.
+options:
+  requests:
+    description:
+      - The VMs. All are planned together.
+      - C(name) is the VM's name.
+      - C(gpus) is the number of GPUs, at least 1.
+      - C(nics) is V(auto) or a number of NICs. V(auto), the default, is the GPUs' share of the NICs near GPUs. NICs are
+        never shared.
+      - C(nvme) is the number of NVMe devices, by default 0.
+      - C(vcpus) is V(auto) or a number of vCPUs, which must fill whole cores. V(auto), the default, is the GPUs' share
+        of the cores of their NUMA nodes, less those that the host keeps.
+      - C(memory) is V(auto) or a size such as V(120GiB). V(auto), the default, is the GPUs' share of their nodes' huge
+        pages.
+      - C(boot) is either C(kernel), C(initrd) and C(cmdline), or C(disk) with C(path) and C(format) (V(qcow2) or
+        V(raw)). Paths are on the host.
+      - C(hostdev_properties) sets QEMU properties on every passed-through device. For debugging only; libvirt marks
+        such a VM as tainted.
+    type: list
+    elements: dict
+    required: true
+  topology:
+    description:
+      - The host, as M(topovirt.kvm.topology_info) returns it.
+      - Without it the host is read, and the topology never becomes a variable.
+    type: dict
+  domains:
+    description:
+      - What VMs own already, as M(topovirt.kvm.vm_info) returns it.
+      - Without it the host is asked.
+    type: list
+    elements: dict
+  fabric_model:
+    description:
+      - How VMs use NVLink. One model holds for the whole host.
+      - With V(full_passthrough) a VM has all GPUs and all NVSwitches, or one GPU without NVLink.
+      - With V(shared_nvswitch) a VM has the GPUs of one partition of Fabric Manager, and NVSwitches stay with the host.
+        Needs the module ids of all GPUs.
+      - With V(none) GPUs are combined freely. For machines without NVSwitches.
+    type: str
+    required: true
+    choices: [full_passthrough, shared_nvswitch, none]
+  policy:
+    description: Rules for what requests leave to V(auto), instead of the proportional share.
+    type: dict
+    suboptions:
+      vcpus_per_gpu:
+        description: Number of vCPUs for each GPU.
+        type: int
+      memory_per_gpu:
+        description: Memory for each GPU, such as V(120GiB).
+        type: str
+      nics_per_gpu:
+        description: Number of NICs for each GPU.
+        type: int
+  state:
+    description:
+      - With V(converted) only devices bound to vfio-pci and huge pages that exist are given out.
+      - With V(unconverted) the plan is for a host before its conversion. Drivers do not matter, and huge pages are those
+        that the conversion would make. Devices that the host uses are still kept out.
+    type: str
+    choices: [converted, unconverted]
+    default: converted
+attributes:
+  action:
+    description: Has a corresponding action plugin, so that parts of the options can be executed on the controller.
+    support: full
+  async:
+    description: Supports being used with the C(async) keyword.
+    support: none
+  check_mode:
+    description: Can run in check mode and return the same, because it changes nothing.
+    support: full
+  diff_mode:
+    description: Will return details on what has changed or would change.
+    support: none
+    details:
+      - Nothing is changed.
+  platform:
+    description: Where the host's part runs.
+    support: full
+    platforms: posix
+requirements:
+  - lxml and PyYAML on the controller
+seealso:
+  - module: topovirt.kvm.topology_info
+  - module: topovirt.kvm.vm
+  - module: topovirt.kvm.vm_info
+"""
+
+EXAMPLES = r"""
+- name: Plan two tenants with four GPUs each
+  topovirt.kvm.vm_plan:
+    fabric_model: shared_nvswitch
+    requests:
+      - name: train-0
+        gpus: 4
+        boot: {disk: {path: /var/lib/libvirt/images/train-0.qcow2}}
+      - name: train-1
+        gpus: 4
+        memory: 512GiB
+        boot: {disk: {path: /var/lib/libvirt/images/train-1.qcow2}}
+  register: planned
+
+- name: See whether a host would take one large VM, before it is converted
+  topovirt.kvm.vm_plan:
+    fabric_model: full_passthrough
+    state: unconverted
+    requests:
+      - name: train-0
+        gpus: 8
+        boot: {disk: {path: /var/lib/libvirt/images/train-0.qcow2}}
+"""
+
+RETURN = r"""
+plan:
+  description: The plan, for M(topovirt.kvm.vm).
+  returned: success
+  type: dict
+  contains:
+    schema:
+      description: Version of this structure.
+      type: int
+      sample: 1
+    basis:
+      description: What the plan depends on. M(topovirt.kvm.vm) refuses the plan when it has changed.
+      type: dict
+    fabric_model:
+      description: As given.
+      type: str
+    vms:
+      description: One entry for each request, in the same order.
+      type: list
+      elements: dict
+      contains:
+        name:
+          description: Name of the VM.
+          type: str
+        uuid:
+          description: UUID of the VM, always the same for one host and name.
+          type: str
+        placement:
+          description: Devices, CPUs and memory of the host that the VM gets, and its NVLink partition.
+          type: dict
+        layout:
+          description: The guest; NUMA cells, pins, CPU topology, PCIe tree with guest addresses, address space.
+          type: dict
+        domain_xml:
+          description: Definition for libvirt.
+          type: str
+        nccl_xml:
+          description: NCCL topology file for the guest.
+          type: str
+        warnings:
+          description: What is allowed but worth knowing.
+          type: list
+          elements: str
+"""
