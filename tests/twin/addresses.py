@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from .description import Device, HostBridge, Machine, Switch
+from tests.twin.description import Device, HostBridge, Machine, Switch
 
 ROOT_BUS = 0
 ROOT_DISK_SLOT = 1

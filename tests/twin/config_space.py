@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from .description import LINK_SPEED_CODES, Endpoint, Link
+from tests.twin.description import LINK_SPEED_CODES, Endpoint, Link
 
 SIZE = 4096
 

@@ -21,9 +21,9 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-from .config_space import SIZE as CONFIG_SIZE
-from .config_space import ConfigSpace
-from .description import Endpoint, Slot, load
+from tests.twin.config_space import SIZE as CONFIG_SIZE
+from tests.twin.config_space import ConfigSpace
+from tests.twin.description import Endpoint, Slot, load
 
 HEADER = struct.Struct("<HHIII")  # message id, command, size with header, flags, error number
 REGION = struct.Struct("<QII")  # offset, region, count

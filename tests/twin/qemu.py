@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 from typing import Union
 
-from .addresses import FIRST_EXPANDER_SLOT, ROOT_DISK_SLOT, module_ids
-from .description import Device, Endpoint, HostBridge, Igb, Link, Machine, Nvme, Switch
+from tests.twin.addresses import FIRST_EXPANDER_SLOT, ROOT_DISK_SLOT, module_ids
+from tests.twin.description import Device, Endpoint, HostBridge, Igb, Link, Machine, Nvme, Switch
 
 ROOT_DISK = "root.qcow2"
 FIRMWARE_VARIABLES = "firmware-variables.fd"
@@ -33,6 +33,7 @@ ANSWER_TIMEOUT_MS = 120_000
 
 # Physical address width of the emulated CPU: room for eight BARs of 256 GiB and what else the firmware places.
 PHYS_BITS = 48
+FIRST_MAC_TAIL = 0x56
 
 # An AMD CPU, because QEMU emulates AMD's virtualization (svm) and not Intel's; the second generation, because Linux takes the
 # caches that a first-generation EPYC shares from its APIC ids, which spans our small sockets. Of the model's features TCG
@@ -126,13 +127,13 @@ def _host_bridge(machine: Machine, bridge: HostBridge, index: int) -> list[str]:
                 downstream = f"dn{name}x{below}"
                 place = f"addr={below:#x},chassis={0x10 * (index + 1) + number},slot={below}"
                 result += ["-device", f"cxl-downstream,id={downstream},bus=up{name},{place},{link},hotplug=off"]
-                result += _device(device, {"bus": downstream, "addr": "0"})
+                result += _device(machine, device, {"bus": downstream, "addr": "0"})
         else:
             for function, device in enumerate(port.devices):
                 place_in_slot: dict[str, Union[str, bool]] = {"bus": f"rp{name}", "addr": f"0.{function}"}
                 if len(port.devices) > 1:
                     place_in_slot["multifunction"] = True
-                result += _device(device, place_in_slot)
+                result += _device(machine, device, place_in_slot)
     return result
 
 
@@ -140,7 +141,7 @@ def _link(link: Link) -> str:
     return f"x-speed={_SPEEDS[link.gtps]},x-width={link.width}"
 
 
-def _device(device: Device, place: dict[str, Union[str, bool]]) -> list[str]:
+def _device(machine: Machine, device: Device, place: dict[str, Union[str, bool]]) -> list[str]:
     if isinstance(device, Endpoint):
         socket = {"type": "unix", "path": f"{DEVICE_SOCKETS}/{device.name}"}
         return _json_device("vfio-user-pci", device.name, place, {"socket": socket, "x-msg-timeout": ANSWER_TIMEOUT_MS})
@@ -148,16 +149,20 @@ def _device(device: Device, place: dict[str, Union[str, bool]]) -> list[str]:
         drive = f"file={nvme_image(device)},format=raw,if=none,id={device.name}-media,cache=unsafe,discard=unmap"
         properties = {"drive": f"{device.name}-media", "serial": device.serial}
         return ["-drive", drive, *_json_device("nvme", device.name, place, properties)]
-    properties = {"mac": mac_address(device)}
+    properties = {"mac": mac_address(machine, device)}
     if device.network == "management":
         properties["netdev"] = "management"
     return _json_device("igb", device.name, place, properties)
 
 
-def mac_address(device: Igb) -> str:
-    """A locally administered address made of the card's name, stable over boots and unique in the machine."""
-    tail = sum(ord(letter) << (8 * position) for position, letter in enumerate(reversed(device.name[-3:])))
-    return "52:54:00:" + ":".join(f"{tail >> shift & 0xFF:02x}" for shift in (16, 8, 0))
+def mac_address(machine: Machine, device: Igb) -> str:
+    """The card's address, unique in the machine and stable over boots.
+
+    The management card has the one that QEMU gives to the first card of a machine: by it the image knows its network.
+    """
+    cards = [card for card in machine.devices() if isinstance(card, Igb)]
+    cards.sort(key=lambda card: (card.network != "management", card.name))
+    return f"52:54:00:12:34:{FIRST_MAC_TAIL + cards.index(device):02x}"
 
 
 def _json_device(driver: str, name: str, place: dict[str, Union[str, bool]], properties: dict[str, object]) -> list[str]:
