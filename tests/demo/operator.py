@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,10 @@ pipelining = true
 """
 
 
+# A failed task or item: what follows the arrow, up to the next line that is not indented.
+FAILED = re.compile(r"^(?:fatal|failed): \[.*?=> ?(.*\n(?:[ \t]+.*\n|\n(?=[ \t]))*)", re.MULTILINE)
+
+
 class Failure(Exception):
     """A phase that did not do what it must; the text is one sentence for the user."""
 
@@ -63,23 +68,19 @@ class Played:
 
 
 def failure_message(text: str) -> str:
-    """The message of the first failed task in the YAML output of Ansible's default callback."""
-    lines = text.splitlines()
-    for number, line in enumerate(lines):
-        if not line.startswith(("fatal: [", "failed: [")):
-            continue
-        block = [line]
-        for following in lines[number + 1 :]:
-            if following and not following.startswith((" ", "\t")):
-                break
-            block.append(following)
-        joined = "\n".join(block)
-        found = re.search(
-            r"^\s+msg: *(?:[|>][-+0-9]*\n)?(?P<text>.*?)(?=^\s{4}\S+:|\Z)", joined, re.DOTALL | re.MULTILINE
-        )
-        return " ".join((found["text"] if found else joined).split()).strip("'\"")
-    errors = [line for line in lines if line.startswith(("ERROR!", "[ERROR]", "Error:"))]
-    return errors[0] if errors else "it failed without naming a task"
+    """The message of the last failed task, from Ansible's output in YAML; one line."""
+    found = FAILED.findall(text)
+    if not found:
+        errors = [line for line in text.splitlines() if line.startswith(("ERROR!", "[ERROR]"))]
+        return errors[-1] if errors else "it failed without naming a task"
+    try:
+        result = yaml.safe_load(textwrap.dedent(found[-1])) or {}
+    except yaml.YAMLError:
+        result = {"msg": found[-1]}
+    message = str(result.get("msg") or "a task failed without a message")
+    if result.get("stderr"):
+        message += f": {result['stderr']}"
+    return " ".join(message.split())
 
 
 def changed_tasks(text: str) -> int:
