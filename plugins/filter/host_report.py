@@ -60,6 +60,7 @@ _value:
   type: str
 """
 
+import json
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -71,7 +72,9 @@ def host_report(
 ) -> str:
     """See DOCUMENTATION."""
     try:
-        return report(topology, domains, verifications, title, notes)
+        # Through JSON and back, values lose the tags that the controller gives them.
+        plain = json.loads(json.dumps([topology, list(domains), list(verifications), str(title), list(notes)]))
+        return report(*plain)
     except (KeyError, TypeError, AttributeError) as error:
         raise AnsibleFilterError(
             f"host_report: the input does not have the shape of a topology with domains and verifications: {error!r}. "
