@@ -14,10 +14,10 @@ author:
 description:
   - Runs on the VM's host. Waits for the guest agent of a running VM, copies what the reader of topologies reads out of
     the guest's own V(/sys) and V(/proc), and reads it like any other machine.
-  - Tells which device of the host is which in the guest, and which guest cell lies on which host node, from the running
-    hypervisor. No plan is consulted, so that M(topovirt.kvm.guest_compare) can judge the plan.
-  - libvirt marks a domain whose QEMU was asked for its PCI listing as tainted (C(custom-monitor)); that is a note in its
-    log and changes nothing.
+  - Tells which device of the host is which in the guest, and which guest cell lies on which host node, from the
+    running hypervisor. No plan is consulted, so that M(topovirt.kvm.guest_compare) can judge the plan.
+  - libvirt marks a domain whose QEMU was asked for its PCI listing as tainted (C(custom-monitor)); that is a note in
+    its log and changes nothing.
 options:
   name:
     description: Name of the VM.

@@ -12,8 +12,8 @@ version_added: 0.1.0
 author:
   - the topovirt.kvm authors (@topovirt)
 description:
-  - For every pair of devices that a VM owns, the path class in the guest (LOC, PIX, PXB, PHB, NODE, SYS) must be the one
-    on the host, and for every device the NUMA node, under the map of guest cells to host nodes.
+  - For every pair of devices that a VM owns, the path class in the guest (LOC, PIX, PXB, PHB, NODE, SYS) must be the
+    one on the host, and for every device the NUMA node, under the map of guest cells to host nodes.
   - Fails with the list of differences when anything differs.
   - Runs on the controller and needs no connection.
 options:

@@ -96,8 +96,9 @@ def script(root: str = "/") -> str:
         )
     return "\n".join(
         [
-            "PATH=${PATH:-/usr/sbin:/usr/bin:/sbin:/bin}; LC_ALL=C; export PATH LC_ALL; umask 077; exec 3>&1 >/dev/null",
-            f'cd -P {shlex.quote(root)} || exit 1; r=${{PWD%/}}',
+            "PATH=${PATH:-/usr/sbin:/usr/bin:/sbin:/bin}; LC_ALL=C; export PATH LC_ALL; umask 077",
+            "exec 3>&1 >/dev/null",
+            f"cd -P {shlex.quote(root)} || exit 1; r=${{PWD%/}}",
             "for b in /run /dev/shm /tmp; do w=$(mktemp -d $b/topovirt.XXXXXX 2>/dev/null) && break; done",
             '[ -d "$w" ] || { echo "no place for temporary files" >&2; exit 1; }',
             "trap 'rm -rf \"$w\"' EXIT; exec 2>/dev/null",

@@ -89,7 +89,7 @@ def _by_node(topology: Topology, devices: List[PciFunction]) -> List[Dict[str, A
 
 
 def digest(topology: Topology) -> str:
-    """Changes when the machine changes: hardware, firmware, kernel or its command line, not with load, use or driver."""
+    """Changes when hardware, firmware, kernel or its command line change, not with load, use or driver."""
     stable = {
         "host": {key: value for key, value in topology["host"].items() if key != "boot_id"},
         "iommu": topology["iommu"],

@@ -148,9 +148,7 @@ def _read(tree: Tree, place: _Place, is_parent: bool, names: List[str]) -> Tuple
         # Zero is what the kernel shows for "none" (bridges without the subsystem capability).
         subsystem_vendor=None if subsystem_vendor == "0000" else subsystem_vendor,
         subsystem_device=(
-            None
-            if subsystem_vendor in (None, "0000")
-            else _identifier(tree.text(f"{path}/subsystem_device"), 4)
+            None if subsystem_vendor in (None, "0000") else _identifier(tree.text(f"{path}/subsystem_device"), 4)
         ),
         parent=place.parent,
         host_bridge=place.host_bridge,
