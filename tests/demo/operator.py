@@ -94,18 +94,31 @@ def changed_tasks(text: str) -> int:
     return sum(map(int, found))
 
 
+def changed_names(text: str) -> list[str]:
+    """The tasks that changed something, or would in check mode, in their order; handlers too."""
+    names: list[str] = []
+    task = ""
+    for line in text.splitlines():
+        if line.startswith(("TASK [", "RUNNING HANDLER [")):
+            task = line[line.index("[") + 1 : line.rindex("]")]
+        elif line.startswith("changed: [") and task not in names:
+            names.append(task)
+    return names
+
+
 class Operator:
     """Runs playbooks against one server.
 
-    :param folder: the workplace; made anew.
-    :param user: whom Ansible logs in as.
+    :param folder: the workplace.
+    :param collections: where the collection is installed; default: in the workplace, see :meth:`install`.
+    :param user: whom Ansible logs in as, who may sudo.
     """
 
-    def __init__(self, server: Server, folder: Path, user: str = "ops") -> None:
+    def __init__(self, server: Server, folder: Path, collections: Path | None = None, user: str = "ops") -> None:
         self.server = server
         self.folder = folder
         self.user = user
-        self.collections = folder / "collections"
+        self.collections = collections or folder / "collections"
         self.reports = folder / "report"
         self.logs = folder / "log"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.demo.operator import CONFIGURATION, Failure, changed_tasks, failure_message
+from tests.demo.operator import CONFIGURATION, Failure, changed_names, changed_tasks, failure_message
 
 RECAP = (
     "PLAY RECAP ***\nh200    : ok=9    changed={}    unreachable=0    failed=0    skipped=0    rescued=0    ignored=0\n"
@@ -62,3 +62,8 @@ def test_changes_are_counted_over_all_hosts() -> None:
 def test_output_without_a_recap_is_a_failure() -> None:
     with pytest.raises(Failure, match="recap"):
         changed_tasks("")
+
+
+def test_changed_tasks_are_named_once_and_in_order() -> None:
+    text = "TASK [a : b] ***\nchanged: [h] => (item=1)\nchanged: [h] => (item=2)\nTASK [c] ***\nok: [h]\n"
+    assert changed_names(text + "RUNNING HANDLER [d] ***\nchanged: [h -> localhost]\n") == ["a : b", "d"]

@@ -49,3 +49,9 @@ def test_phases_are_told_with_their_results(tmp_path: Path, capsys: pytest.Captu
 
 def test_every_scenario_folder_is_known() -> None:
     assert "default" in scenario.known()
+
+
+def test_a_skipped_phase_is_noticed(tmp_path: Path) -> None:
+    report = scenario.Report(tmp_path / "log")
+    report.line("WARNING  [default > verify] Skipping, no tests found.")
+    assert report.skipped

@@ -1,0 +1,54 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The converted host and its one VM with everything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import looks
+
+
+def test_passthrough_devices_are_on_vfio_pci(server: Any) -> None:
+    for ids, count in ((looks.GPU, 8), (looks.NIC, 8), (looks.NVSWITCH, 4)):
+        found = looks.drivers(server, ids)
+        assert list(found.values()) == ["vfio-pci"] * count
+
+
+def test_the_entry_of_the_conversion_is_what_runs(server: Any) -> None:
+    assert " topovirt=" in server.check_output("cat /proc/cmdline")
+
+
+def test_every_node_has_huge_pages(server: Any) -> None:
+    counts = server.check_output(
+        "cat /sys/devices/system/node/node*/hugepages/hugepages-1048576kB/nr_hugepages"
+    ).split()
+    assert len(counts) == 2 and all(int(count) > 0 for count in counts)
+
+
+def test_the_vm_runs_with_all_devices(server: Any) -> None:
+    assert looks.running(server) == ["train-8"]
+    wanted = {bdf for ids in (looks.GPU, looks.NIC, looks.NVSWITCH) for bdf in looks.drivers(server, ids)}
+    assert len(wanted) == 20
+    assert looks.hostdevs(looks.domain(server, "train-8")) == wanted
+
+
+def test_vcpus_are_pinned_one_to_one(server: Any) -> None:
+    xml = looks.domain(server, "train-8")
+    pins = [pin.attrib["cpuset"] for pin in xml.iterfind("cputune/vcpupin")]
+    assert len(pins) == int(xml.findtext("vcpu") or 0) > 0
+    assert len(set(pins)) == len(pins) and all(pin.isdigit() for pin in pins)
+
+
+def test_the_guests_kernel_sees_what_the_host_has(reports: Path) -> None:
+    result = json.loads((reports / "train-8.json").read_text(encoding="utf-8"))
+    assert result["equal"] and result["devices"] == 20 and result["pairs"] == 190
+    assert result["matrix"]["host"] == result["matrix"]["guest"]
+
+
+def test_the_report_is_written(reports: Path) -> None:
+    page = (reports / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page and "train-8" in page and "Emulated" in page

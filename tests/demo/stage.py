@@ -1,0 +1,140 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the molecule scenario hgx-h200 does besides running playbooks: ``python -m tests.demo.stage STEP``.
+
+create      boot the server, write inventory and variables, record how the host is
+predict     run convert-to-kvm in check mode, then for real: the same tasks change something
+refuse      bad input, each refused with its reason and without a change
+as-before   the host is what create recorded
+destroy     end the server
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.demo import story
+from tests.demo.operator import Failure, Operator, changed_names
+from tests.tools import manifest, progress, workspace
+from tests.tools.scenario import OWNER
+from tests.twin.lifecycle import Server, TwinError
+
+MACHINE = "hgx-h200"
+FOLDER = workspace.WORK / "scenario" / MACHINE
+BEFORE = FOLDER / "before.json"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Bad input and the words that its refusal must contain."""
+
+    name: str
+    playbook: str
+    words: tuple[str, ...]
+    variables: dict[str, Any] = field(default_factory=dict)
+
+
+def vms(*requests: dict[str, Any]) -> dict[str, Any]:
+    return {"gpu_vms": list(requests)}
+
+
+REFUSALS = (
+    Refusal("converting while a VM runs", "convert_to_kvm", ("train-8",), story.SHARED_FABRIC),
+    Refusal("converting back while a VM runs", "convert_to_bare_metal", ("train-8",)),
+    Refusal("4 GPUs under full_passthrough", "deploy_vms", ("4", "8", "1"), vms(story.request("four", 4))),
+    Refusal("more GPUs than there are", "deploy_vms", ("9", "8"), vms(story.request("nine", 9))),
+    Refusal("a name twice", "deploy_vms", ("same",), vms(story.request("same", 1), story.request("same", 1))),
+    Refusal("no GPU count", "deploy_vms", ("gpus",), vms({"name": "nothing", "image": story.IMAGE})),
+    Refusal(
+        "an image that is not there", "deploy_vms", ("nowhere",), vms(story.request("a", 8) | {"image": "nowhere"})
+    ),
+)
+
+
+def operator() -> Operator:
+    return Operator(Server(MACHINE), FOLDER, workspace.COLLECTIONS)
+
+
+def create() -> None:
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    mine = operator()
+    owner = os.environ.get(OWNER)
+    mine.server.up(owner=int(owner) if owner else None)
+    mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | story.ONE_VM)
+    BEFORE.write_text(json.dumps(manifest.take(mine.server)), encoding="utf-8")
+
+
+def predict() -> None:
+    mine = operator()
+    said: list[list[str]] = []
+    for name, arguments in (("check", ("--check", "--diff")), ("convert", ())):
+        played = mine.play(name, "convert_to_kvm", *arguments)
+        if played.status:
+            raise Failure(f"convert_to_kvm {' '.join(arguments)}: {played.reason} (log: {played.log})")
+        said.append(changed_names(played.text))
+    if not said[0] or said[0] != said[1]:
+        raise Failure(f"check mode said that {said[0]} would change something, the run changed {said[1]}")
+
+
+def state(server: Server) -> str:
+    """What no refusal may change: VMs, journal, drivers, command line."""
+    command = (
+        "virsh --quiet list --all; "
+        "find /var/lib/topovirt /etc/default/grub* /boot -type f -exec sha256sum {} + | sort -k2;"
+        " for d in /sys/bus/pci/devices/*; do echo $d $(readlink $d/driver); done; cat /proc/cmdline"
+    )
+    return server.copy_from(command).decode()
+
+
+def refuse() -> None:
+    mine = operator()
+    before = state(mine.server)
+    for number, refusal in enumerate(REFUSALS):
+        played = mine.play(f"refusal-{number}", refusal.playbook, variables=refusal.variables)
+        if played.status == 0:
+            raise Failure(f"{refusal.name} was not refused (log: {played.log})")
+        missing = [word for word in refusal.words if word not in played.reason]
+        if missing or "Traceback" in played.text:
+            raise Failure(f"{refusal.name}: the refusal does not name {', '.join(missing)}: {played.reason}")
+        progress.say(f"{refusal.name}: {played.reason}")
+        after = state(mine.server)
+        if after != before:
+            raise Failure(f"{refusal.name} was refused, but changed the host (log: {played.log})")
+
+
+def as_before() -> None:
+    differences = manifest.compare(json.loads(BEFORE.read_text(encoding="utf-8")), manifest.take(operator().server))
+    if differences:
+        raise Failure("not as before: " + "; ".join(differences[:20]))
+
+
+def destroy() -> None:
+    operator().server.down()
+
+
+STEPS: dict[str, Callable[[], None]] = {
+    "create": create, "predict": predict, "refuse": refuse, "as-before": as_before, "destroy": destroy,
+}  # fmt: skip
+
+
+def main() -> int:
+    if len(sys.argv) != 2 or sys.argv[1] not in STEPS:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        STEPS[sys.argv[1]]()
+    except (Failure, TwinError) as failure:
+        print(f"{sys.argv[1]}: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
