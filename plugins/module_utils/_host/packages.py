@@ -1,0 +1,269 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Packages: what a conversion adds, and taking exactly that away again.
+
+Ansible's own module installs them. Before it runs, an inventory is kept; afterwards the difference is what came,
+dependencies and everything that package scripts made included. Both together are one *interval*.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Dict, List, Sequence, Set
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host import inventory
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.accounts import (
+    ACCOUNT_FILES,
+    added,
+    number_of,
+    without,
+)
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import capture, content, remove_tree, restore
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run, output
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.services import unit_state
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step, Touched
+
+# What the daemons make later, outside the directories of their packages.
+_RUNTIME_PATHS = ("root/.cache/libvirt", "root/.config/libvirt", "root/.local/share/libvirt", "var/log/swtpm")
+# Directories whose content belongs to the operator even if a package made the directory.
+_USER_DATA = ("var/lib/libvirt/images",)
+_OUR_IMAGES = "topovirt"  # below it: copies that the collection made, its VMs are deleted before
+
+
+class Dpkg:
+    """The package manager of Debian and its children."""
+
+    _STATUS: ClassVar[str] = "var/lib/dpkg/status"
+
+    def __init__(self, root: Path, run: Run) -> None:
+        self._root = root
+        self._run = run
+
+    @classmethod
+    def found(cls, root: Path) -> bool:
+        return (root / cls._STATUS).is_file()
+
+    def installed(self) -> Dict[str, str]:
+        """Version by name, ``name:architecture`` for packages that may be installed for several."""
+        lines = output(self._run, "dpkg-query", "-W", "-f", "${db:Status-Status} ${binary:Package} ${Version}\\n")
+        words = [line.split() for line in lines.splitlines()]
+        return {entry[1]: entry[2] for entry in words if len(entry) == 3 and entry[0] == "installed"}
+
+    def known(self) -> Set[str]:
+        """Names of packages of which at least configuration files are left."""
+        lines = output(self._run, "dpkg-query", "-W", "-f", "${db:Status-Status} ${binary:Package}\\n").splitlines()
+        return {line.split()[1] for line in lines if len(line.split()) == 2 and line.split()[0] != "not-installed"}
+
+    def owned(self) -> Set[str]:
+        """Paths that packages own, relative to the root; the merged-/usr links are resolved."""
+        paths: Set[str] = set()
+        for listing in (self._root / "var/lib/dpkg/info").glob("*.list"):
+            for line in listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+                path = line.lstrip("/")
+                first = path.split("/", 1)[0]
+                paths.add(f"usr/{path}" if first in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") else path)
+        return paths
+
+    def obstacles(self, names: Sequence[str]) -> List[str]:
+        """Why these packages cannot be removed, such as others that need them."""
+        if not names:
+            return []
+        status, out, errors = self._run(["env", "LC_ALL=C", "dpkg", "--no-act", "--purge", *names])
+        return [] if status == 0 else [line.strip() for line in (errors or out).splitlines() if line.strip()]
+
+    def purge(self, names: Sequence[str]) -> None:
+        """Remove packages with their configuration.
+
+        :raises TopovirtError: with what dpkg says.
+        """
+        environment = ["env", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"]
+        status, out, errors = self._run([*environment, "dpkg", "--purge", *names])
+        if status != 0:
+            raise TopovirtError(
+                f"dpkg could not remove {' '.join(names)}: {(errors or out).strip()}",
+                "Remove what needs them, then run the way back again.",
+            )
+
+
+def package_manager(root: Path, run: Run) -> Dpkg:
+    """The host's package manager.
+
+    :raises TopovirtError: for a family that is not supported yet.
+    """
+    if Dpkg.found(root):
+        return Dpkg(root, run)
+    raise TopovirtError(
+        "This host has no dpkg database: only Debian and its children can be converted by this version.",
+        "Nothing was changed.",
+    )
+
+
+def plain_name(package: str) -> str:
+    """A package's name without its architecture."""
+    return package.split(":", 1)[0]
+
+
+class Packages(Step):
+    """Packages that the conversion needs; ``record`` and ``close`` frame their installation."""
+
+    name = "packages"
+
+    def read(self) -> Dict[str, Any]:
+        return dict(package_manager(self.context.root, self.context.run).installed())
+
+    def plan(self) -> List[Change]:
+        names = {plain_name(name) for name in self.read()}
+        return [
+            Change(self.name, "package", name, None, "installed", "packages")
+            for name in self.context.wanted.packages
+            if name not in names
+        ]
+
+    def differences(self) -> List[str]:
+        return [f"package {change.what} is not installed" for change in self.plan()]
+
+    def record(self) -> None:
+        """Keep an inventory before packages are installed, unless one is kept and not used yet."""
+        journal = self.context.journal
+        number = _intervals(journal)
+        if number and journal.note(f"packages/{number}") is None:
+            return
+        manager = package_manager(self.context.root, self.context.run)
+        packages = manager.installed()
+        before = {**inventory.take(self.context.root, manager.owned()), "packages": packages}
+        journal.add_note("units", {u: unit_state(self.context.run, u) for u in self.context.wanted.services})
+        saved = journal.save(inventory.pack(before))
+        journal.intent(
+            (self.name, "interval", str(number + 1)), {"inventory": saved, "packages": sorted(packages)}, None
+        )
+
+    def close(self) -> None:
+        """Find out what the installation brought."""
+        journal = self.context.journal
+        number = _intervals(journal)
+        if not number or journal.note(f"packages/{number}") is not None:
+            return
+        touched = journal.first_priors()[(self.name, "interval", str(number))]
+        journal.add_note(f"packages/{number}", {"changes": journal.save(inventory.pack(self._brought(touched)))})
+
+    def _brought(self, interval: Dict[str, Any]) -> Dict[str, Any]:
+        before = inventory.unpack(self.context.journal.load(interval["prior"]["inventory"]))
+        now = package_manager(self.context.root, self.context.run).installed()
+        old = before["packages"]
+        return {
+            **inventory.difference(self.context.root, before),
+            "packages": sorted(name for name in now if name not in old),
+            "upgraded": {name: [old[name], now[name]] for name in now if name in old and old[name] != now[name]},
+            "accounts": {path: _text(self.context.root / path) for path in ACCOUNT_FILES},
+        }
+
+    def obstacles(self) -> List[str]:
+        """Why the way back would fail or destroy the operator's data; asked before anything is changed."""
+        journal = self.context.journal
+        manager = package_manager(self.context.root, self.context.run)
+        reasons: List[str] = []
+        for number in range(_intervals(journal), 0, -1):
+            key = (self.name, "interval", str(number))
+            if key in journal.undone():
+                continue
+            brought = self._changes(number, journal.first_priors()[key])
+            names = [name for name in brought["packages"] if name in manager.known()]
+            reasons.extend(f"packages: {line}" for line in manager.obstacles(names))
+            for directory in _USER_DATA:
+                if any(directory == path or directory.startswith(f"{path}/") for path in brought["created"]):
+                    top = self.context.root / directory
+                    files = sorted(p for p in top.rglob("*") if not p.is_dir() and top / _OUR_IMAGES not in p.parents)
+                    reasons.extend(
+                        f"/{path.relative_to(self.context.root)} would be lost: its directory came with the conversion"
+                        for path in files
+                    )
+        return reasons
+
+    def undo(self, touched: Sequence[Touched]) -> None:
+        for thing in touched:
+            if thing.kind == "interval":
+                self._revert(int(thing.what), {"prior": thing.prior})
+
+    def _changes(self, number: int, interval: Dict[str, Any]) -> Dict[str, Any]:
+        note = self.context.journal.note(f"packages/{number}")
+        if note is None:  # cut off while packages were being installed
+            return self._brought(interval)
+        changes: Dict[str, Any] = inventory.unpack(self.context.journal.load(note["changes"]))
+        return changes
+
+    def _revert(self, number: int, interval: Dict[str, Any]) -> None:
+        root, journal = self.context.root, self.context.journal
+        manager = package_manager(root, self.context.run)
+        before = inventory.unpack(journal.load(interval["prior"]["inventory"]))
+        topic = f"revert/{number}"
+        if journal.note(topic) is None:  # decided once, on the state before removal touches anything
+            brought = self._changes(number, interval)
+            ours = [path for path, seen in brought["changed"].items() if inventory.fingerprint(root / path) == seen]
+            data = {**brought, "ours": ours}
+            journal.add_note(topic, {"plan": journal.save(inventory.pack(data))})
+        plan = inventory.unpack(journal.load(journal.note(topic)["plan"]))  # type: ignore[index]
+        names = [name for name in plan["packages"] if name in manager.known()]
+        if names:
+            manager.purge(names)
+        owned = manager.owned()
+        for path in plan["created"]:
+            if path not in owned and not any(name.startswith(f"{path}/") for name in owned):
+                remove_tree(root / path)  # else a package that came later lives there
+        for path in _RUNTIME_PATHS:
+            if path not in before["paths"]:
+                remove_tree(root / path)
+        self._revert_accounts(before, plan)
+        for path in plan["ours"]:
+            if path not in ACCOUNT_FILES and (root / path).parent.is_dir():
+                restore(root / path, before["states"][path], inventory.decode)
+        for path in sorted(set(plan["changed"]) - set(plan["ours"]) - set(ACCOUNT_FILES)):
+            if path.startswith("etc/") and inventory.fingerprint(root / path) != inventory.state_fingerprint(
+                before["states"][path]
+            ):
+                self.context.kept.append(f"/{path}: somebody changed it after the conversion")
+        for name, (old, new) in sorted(plan["upgraded"].items()):
+            self.context.kept.append(
+                f"package {name}: upgraded from {old} to {new} while the conversion installed others"
+            )
+
+    def _revert_accounts(self, before: Dict[str, Any], plan: Dict[str, Any]) -> None:
+        """Remove users and groups that came, but for those that own files which stay."""
+        root = self.context.root
+        old = {path: _before_text(before, path) for path in ACCOUNT_FILES}
+        new = plan["accounts"]
+        users = {number_of(new["etc/passwd"], n): n for n in added(old["etc/passwd"], new["etc/passwd"])}
+        groups = {number_of(new["etc/group"], n): n for n in added(old["etc/group"], new["etc/group"])}
+        keep = []
+        if users or groups:
+            for (kind, number), path in inventory.owners(root, set(users), set(groups)).items():
+                name = users[number] if kind == "user" else groups[number]
+                keep.append(name)
+                self.context.kept.append(f"{kind} {name}: owns {path}")
+        for path in ACCOUNT_FILES:
+            if path not in before["states"]:
+                continue
+            if path in plan["ours"] and not keep:
+                restore(root / path, before["states"][path], inventory.decode)
+            elif path in plan["changed"]:
+                current = _text(root / path)
+                wanted = without(path, current, old[path], new[path], keep)
+                if wanted != current:
+                    state = capture(root / path, self.context.journal.save)
+                    state.pop("saved", None)
+                    restore(root / path, {**state, "data": inventory.encode(wanted)}, inventory.decode)
+
+
+def _intervals(journal: Journal) -> int:
+    return sum(1 for step, kind, _what in journal.first_priors() if (step, kind) == (Packages.name, "interval"))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
+
+
+def _before_text(before: Dict[str, Any], path: str) -> str:
+    data = content(before["states"].get(path, {"type": "absent"}), inventory.decode)
+    return (data or b"").decode("utf-8", "surrogateescape")

@@ -1,0 +1,109 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""TuneD: a profile of ours on top of the stock one for virtualization hosts."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Sequence
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import package_manager, plain_name
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, output
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step
+
+PROFILE = "topovirt"
+_PACKAGE = "tuned"
+_DROP_IN = "etc/systemd/system/tuned.service.d/topovirt.conf"
+_ACTIVE = "etc/tuned/active_profile"
+_MODE = "etc/tuned/profile_mode"
+
+# Strictly placed guests must not have their memory moved by automatic balancing. Kernel work without a place of its own
+# runs on the host's CPUs (as in TuneD's cpu-partitioning). A vCPU with a core of its own gains nothing from the host
+# polling for it (Documentation/virt/kvm/halt-polling.rst). Nothing here touches the kernel command line.
+_PROFILE_TEXT = """\
+# Written by the Ansible collection topovirt.kvm; removed by its way back.
+[main]
+summary=Host of pinned virtual machines with passed-through GPUs
+include=virtual-host
+
+[sysctl]
+kernel.numa_balancing=0
+
+[sysfs]
+/sys/devices/virtual/workqueue/cpumask={mask}
+/sys/bus/workqueue/devices/writeback/cpumask={mask}
+/sys/module/kvm/parameters/halt_poll_ns=0
+"""
+
+
+class Tuned(Step):
+    """The active TuneD profile."""
+
+    name = "tuned"
+
+    def read(self) -> Dict[str, Any]:
+        answer = output(self.context.run, "tuned-adm", "active")
+        return {"active": answer.rpartition(":")[2].strip() if "Current active profile:" in answer else None}
+
+    def plan(self) -> List[Change]:
+        wanted = self.context.wanted
+        if not wanted.tuned:
+            return []
+        ours = self._ours()
+        # A TuneD that was there before keeps its profile until the new boot is verified; one that came with the
+        # conversion runs under our token only, so it may have the profile from the start.
+        stage = "apply" if ours or self.context.under_token else "commit"
+        changes = self.plan_file(self._profile(), _PROFILE_TEXT.format(mask=cpu_mask(wanted.housekeeping_cpus)))
+        if ours:
+            condition = f"[Unit]\nConditionKernelCommandLine={TOKEN}={self.context.id}\n"
+            changes += self.plan_file(_DROP_IN, condition, reboot=True)
+        changes += self.plan_file(_ACTIVE, f"{PROFILE}\n", stage=stage)
+        changes += self.plan_file(_MODE, "manual\n", stage=stage)
+        return changes
+
+    def early(self) -> bool:
+        # A TuneD that stays must find its old profile when the old entry boots; one of ours does not run there.
+        return not self._ours()
+
+    def differences(self) -> List[str]:
+        found = self.read()["active"]
+        return (
+            []
+            if not self.context.wanted.tuned or found == PROFILE
+            else [f"TuneD: wanted profile {PROFILE}, active is {found or 'none'}"]
+        )
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        super().apply(changes)
+        if self.context.under_token:
+            self.context.run(["systemctl", "daemon-reload"])
+            status, _out, errors = self.context.run(["systemctl", "restart", "tuned.service"])
+            if status != 0:
+                raise TopovirtError(f"TuneD did not start: {errors.strip()}", "Look at: journalctl -u tuned")
+
+    def _ours(self) -> bool:
+        """Whether TuneD came, or will come, with the conversion."""
+        first = self.context.journal.first_priors().get(("packages", "interval", "1"))
+        if first is None:
+            names = list(package_manager(self.context.root, self.context.run).installed())
+        else:
+            names = first["prior"]["packages"]
+        return _PACKAGE not in {plain_name(name) for name in names}
+
+    def _profile(self) -> str:
+        """Since 2.23 profiles have a directory of their own; older versions look in /etc/tuned itself."""
+        stock = self.context.root / "usr/lib/tuned"
+        new = not stock.is_dir() or (stock / "profiles").is_dir()
+        return f"etc/tuned/{'profiles/' if new else ''}{PROFILE}/tuned.conf"
+
+
+def cpu_mask(cpus: Sequence[int]) -> str:
+    """A CPU mask as the kernel writes it: words of 32 bits in hex, the highest first."""
+    value = sum(1 << cpu for cpu in cpus)
+    words = []
+    while True:
+        words.append(f"{value & 0xFFFFFFFF:08x}")
+        value >>= 32
+        if not value:
+            return ",".join(reversed(words))

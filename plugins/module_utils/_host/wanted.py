@@ -1,0 +1,163 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the operator wants of the host, completed by what the machine itself says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Set
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import ROLES, PciFunction, Topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import guest_pages, housekeeping_cpus
+
+FABRIC_MODELS = ("full_passthrough", "shared_nvswitch", "none")
+# What of the fabric goes to the guest with each model: everything, or nothing because the host partitions it.
+_FABRIC_ROLES = {"full_passthrough": ("nvswitch", "fabric_bridge"), "shared_nvswitch": (), "none": ()}
+# Kernel arguments by the ACPI table that describes the IOMMU. Translation for the host's own devices is switched off
+# (pt); an AMD IOMMU is on by default, an Intel one is not in every kernel (kernel-parameters.txt).
+_IOMMU_ARGUMENTS = {"dmar": ("intel_iommu=on", "iommu=pt"), "ivrs": ("iommu=pt",)}
+
+PAGE_SIZES = {"2MiB": 2 << 20, "1GiB": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The wanted state, complete and checked for form; whether the host can have it is the guard's question."""
+
+    fabric_model: str
+    devices: Dict[str, Optional[str]]  # BDF -> role of everything that guests may own
+    arguments: List[str]  # for the kernel command line, the token aside
+    page_size_bytes: int
+    pages: Dict[int, int]  # per node
+    pages_given: bool  # by the operator, not by rule
+    housekeeping: Dict[int, str]  # per node, a CPU list
+    packages: List[str]
+    services: List[str]
+    tuned: bool
+    erase_ok: List[str]  # serial numbers of NVMe devices whose content may be lost
+
+    @property
+    def housekeeping_cpus(self) -> List[int]:
+        """All CPUs that the host keeps."""
+        return sorted(cpu for cpus in self.housekeeping.values() for cpu in parse_cpulist(cpus))
+
+
+def resolve(
+    given: Mapping[str, Any], topology: Topology, committed: Optional[Mapping[str, Any]], big_pages: bool
+) -> Wanted:
+    """Complete the operator's wishes.
+
+    :param given: options of ``host_state.wanted``; absent or ``None`` means the default.
+    :param committed: ``host.json`` of a converted host. Page counts that follow from a rule stay as they are committed:
+        the size of memory that the kernel reports varies a little from boot to boot.
+    :param big_pages: the CPU can map pages of 1 GiB.
+    :raises TopovirtError: with everything that is wrong.
+    """
+    errors: List[str] = []
+    fabric_model = given.get("fabric_model") or "full_passthrough"
+    roles = given.get("passthrough")
+    roles = ["gpu", "nic"] if roles is None else list(roles)
+    if fabric_model not in FABRIC_MODELS:
+        errors.append(f"fabric model {fabric_model!r} is none of {', '.join(FABRIC_MODELS)}")
+    fabric = _FABRIC_ROLES.get(fabric_model, ())
+    for role in roles:
+        if role not in ROLES:
+            errors.append(f"passthrough role {role!r} is none of {', '.join(ROLES)}")
+        elif role in ("nvswitch", "fabric_bridge") and role not in fabric:
+            errors.append(f"passthrough role {role!r}: fabric model {fabric_model!r} keeps it on the host")
+    devices = _devices(given, topology, [*roles, *fabric], errors)
+    page_size, pages, pages_given = _pages(given.get("hugepages") or {}, topology, committed, big_pages, errors)
+    if errors:
+        raise TopovirtError(f"The wanted state is wrong: {'; '.join(errors)}.", "Correct the kvm_host_* variables.")
+    arguments = list(_IOMMU_ARGUMENTS.get(topology["iommu"]["kind"] or "", ()))
+    arguments += [word for word in given.get("cmdline") or [] if word not in arguments]
+    return Wanted(
+        fabric_model=fabric_model,
+        devices=devices,
+        arguments=arguments,
+        page_size_bytes=page_size,
+        pages=pages,
+        pages_given=pages_given,
+        housekeeping={node: format_cpulist(cpus) for node, cpus in sorted(housekeeping_cpus(topology).items())},
+        packages=list(given.get("packages") or []),
+        services=list(given.get("services") or []),
+        tuned=given.get("tuned") is not False,
+        erase_ok=[str(serial) for serial in given.get("erase_ok") or []],
+    )
+
+
+def switches_above(function: PciFunction, by_bdf: Mapping[str, PciFunction]) -> Set[str]:
+    """Upstream ports of the PCIe switches that a function lies below."""
+    found = set()
+    parent = function["parent"]
+    while parent is not None and parent in by_bdf:
+        if by_bdf[parent]["kind"] == "upstream_port":
+            found.add(parent)
+        parent = by_bdf[parent]["parent"]
+    return found
+
+
+def _devices(
+    given: Mapping[str, Any], topology: Topology, roles: List[str], errors: List[str]
+) -> Dict[str, Optional[str]]:
+    """The passthrough set.
+
+    A GPU or a part of the fabric is taken by its role. A NIC or an NVMe device only when it shares a PCIe switch with a
+    GPU, as on boards made for that: an on-board adapter or the disk that the host boots from is never meant by a role.
+    Devices named one by one come on top, excluded ones go. All functions of a GPU's slot come with it.
+    """
+    by_bdf = {function["bdf"]: function for function in topology["pci"]}
+    endpoints = [f for f in topology["pci"] if f["kind"] == "endpoint" and f["physfn"] is None]
+    near = {switch for f in endpoints if f["role"] == "gpu" for switch in switches_above(f, by_bdf)}
+    named = {option: [str(bdf).lower() for bdf in given.get(option) or []] for option in ("devices", "exclude")}
+    for option, bdfs in named.items():
+        for bdf in bdfs:
+            if bdf not in by_bdf:
+                errors.append(f"{option}: there is no PCI function {bdf} on this host")
+            elif by_bdf[bdf]["kind"] != "endpoint" and option == "devices":
+                errors.append(f"{option}: {bdf} is a {by_bdf[bdf]['kind'].replace('_', ' ')}, not an endpoint")
+    chosen = {
+        f["bdf"]
+        for f in endpoints
+        if f["role"] in roles and (f["role"] not in ("nic", "nvme") or switches_above(f, by_bdf) & near)
+    }
+    chosen |= {bdf for bdf in named["devices"] if bdf in by_bdf and by_bdf[bdf]["kind"] == "endpoint"}
+    chosen -= set(named["exclude"])
+    slots = {bdf.rpartition(".")[0] for bdf in chosen if by_bdf[bdf]["role"] == "gpu"}
+    chosen |= {f["bdf"] for f in endpoints if f["bdf"].rpartition(".")[0] in slots} - set(named["exclude"])
+    return {f["bdf"]: f["role"] for f in endpoints if f["bdf"] in chosen}
+
+
+def _pages(
+    given: Mapping[str, Any],
+    topology: Topology,
+    committed: Optional[Mapping[str, Any]],
+    big_pages: bool,
+    errors: List[str],
+) -> tuple[int, Dict[int, int], bool]:
+    name = given.get("page_size") or ("1GiB" if big_pages else "2MiB")
+    if name not in PAGE_SIZES:
+        errors.append(f"huge page size {name!r} is none of {', '.join(PAGE_SIZES)}")
+        return PAGE_SIZES["2MiB"], {}, False
+    size = PAGE_SIZES[name]
+    nodes = {node["id"]: node for node in topology["nodes"]}
+    per_node = given.get("per_node")
+    if per_node is not None:
+        pages: Dict[int, int] = {}
+        for key, value in dict(per_node).items():
+            if not re.match(r"\d+\Z", str(key)) or int(key) not in nodes:
+                errors.append(f"huge pages: there is no NUMA node {key}")
+            elif isinstance(value, bool) or not re.match(r"\d+\Z", str(value)):
+                errors.append(f"huge pages: node {key} has count {value!r}, which is not a number")
+            else:
+                pages[int(key)] = int(value)
+        return size, {node: pages.get(node, 0) for node in nodes}, True
+    if committed is not None and committed["hugepages"]["page_size_bytes"] == size:
+        kept = {int(node): int(count) for node, count in committed["hugepages"]["per_node"].items()}
+        if set(kept) == set(nodes):
+            return size, kept, False
+    return size, {node: guest_pages(nodes[node]["memory_bytes"], size) for node in nodes}, False
