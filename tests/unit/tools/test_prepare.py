@@ -66,4 +66,4 @@ def test_help_lists_every_target_that_the_makefile_has() -> None:
     (phony,) = [line for line in makefile.splitlines() if line.startswith(".PHONY:")]
     done = subprocess.run(["make", "-C", str(workspace.ROOT), "-s", "help"], capture_output=True, text=True, check=True)
     listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("make ")]
-    assert sorted(listed) == sorted(phony.split()[1:])
+    assert sorted(listed) == sorted(set(phony.split()[1:]) - {"python"})
