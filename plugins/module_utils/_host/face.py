@@ -1,0 +1,121 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Between the modules ``host_state`` and ``host_journal`` and the logic: parameters, commands, results."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Tuple
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import committed_state
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import Report, Runner, describe
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
+
+PHASES = {
+    "present": ("plan", "record", "apply", "verify", "commit"),
+    "restored": ("plan", "undo", "finish"),
+}
+_READING = ("plan", "verify")
+
+
+def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> Dict[str, Any]:
+    """Run one phase and return the result of the module.
+
+    :raises TopovirtError: for refusals and failures.
+    """
+    state, phase = params["state"], params["phase"]
+    if phase not in PHASES[state]:
+        raise TopovirtError(
+            f"Phase {phase} does not belong to state {state}.", f"Use one of {', '.join(PHASES[state])}."
+        )
+    if os.geteuid() != 0:
+        raise TopovirtError("The state of the host can be read and changed by root only.", "Use become: true.")
+    root = Path(params["root"])
+
+    def run(words: List[str]) -> Tuple[int, str, str]:
+        status, out, errors = run_command(
+            words, handle_exceptions=False, environ_update={"LC_ALL": "C", "LANGUAGE": "C"}
+        )
+        return status, out, errors
+
+    runner = Runner(root, run, lambda: read_topology(root, run if root == Path("/") else None))
+    changes_nothing = check_mode or phase in _READING
+    with contextlib.nullcontext() if changes_nothing else host_lock(root, f"host_state ({phase})"):
+        report = _run(runner, state, phase, params, check_mode)
+    return {
+        "changed": report.changed and phase != "plan",
+        "pending": report.changed,
+        "id": report.id,
+        "journal_state": report.state,
+        "plan": [describe(change) for change in report.plan],
+        "reboot_required": report.reboot_required,
+        "differences": report.differences,
+        "kept": report.kept,
+        "diff": [_diff(change) for change in report.plan],
+    }
+
+
+def _run(runner: Runner, state: str, phase: str, params: Mapping[str, Any], check_mode: bool) -> Report:
+    if state == "restored":
+        discard = bool(params["discard_images"])
+        if phase == "plan":
+            return runner.plan_back(discard)
+        return (runner.undo if phase == "undo" else runner.finish)(discard, check_mode)
+    wanted = params["wanted"] or {}
+    if phase == "plan":
+        return runner.plan(wanted)
+    if phase == "verify":
+        return runner.verify(wanted)
+    return {"record": runner.record, "apply": runner.apply, "commit": runner.commit}[phase](wanted, check_mode)
+
+
+def _diff(change: Change) -> Dict[str, str]:
+    """What ``--diff`` shows: files as they are, everything else as a line."""
+    if isinstance(change.after, dict) and "text" in change.after:
+        return {
+            "before_header": f"/{change.what}",
+            "after_header": f"/{change.what} ({change.stage})",
+            "before": change.before or "",
+            "after": change.after["text"],
+        }
+    shown = describe(change)
+    header = f"{change.step}: {change.kind} {change.what}"
+    return {
+        "before_header": header,
+        "after_header": f"{header} ({change.stage}{', with the next boot' if change.reboot else ''})",
+        "before": f"{shown['before']}\n",
+        "after": f"{shown['after']}\n",
+    }
+
+
+def journal_summary(root: Path) -> Dict[str, Any]:
+    """What ``host_journal`` returns.
+
+    :raises TopovirtError: for a journal that is damaged, newer or of another host.
+    """
+    journal = Journal(root)
+    done = set(journal.undone())
+    outcomes = {record["of"] for record in journal.records if record["kind"] == "outcome"}
+    return {
+        "state": journal.state,
+        "id": journal.id,
+        "committed": committed_state(root) or {},
+        "touched": [
+            {
+                "step": key[0],
+                "kind": key[1],
+                "what": key[2],
+                "done": record["seq"] in outcomes,
+                "undone": key in done,
+                "time": record["time"],
+            }
+            for key, record in journal.first_priors().items()
+        ],
+    }

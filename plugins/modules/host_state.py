@@ -1,0 +1,299 @@
+#!/usr/bin/python
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_state
+short_description: Convert a GPU server to a KVM host, and back
+version_added: 0.1.0
+author:
+  - the topovirt.kvm authors (@topovirt)
+description:
+  - Takes the whole wanted state of a host, refuses with all reasons at once what would harm it, and makes the changes
+    as one transaction with a journal, from which the way back restores everything exactly.
+  - A conversion never rewrites an existing boot entry or initramfs. It adds an entry of its own, which is booted once,
+    verified, and only then made the default. Units and scripts of the conversion act under that entry only.
+  - The roles P(topovirt.kvm.kvm_host#role) and P(topovirt.kvm.bare_metal#role) call the phases in order, and reboot
+    between them. Every phase may be repeated and continues where an earlier run was cut off.
+options:
+  state:
+    description:
+      - V(present) for a KVM host, V(restored) for the way back.
+    type: str
+    choices: [present, restored]
+    default: present
+  phase:
+    description:
+      - V(plan) changes nothing and returns what would change.
+      - For O(state=present), V(record) takes the inventory before packages are installed (by Ansible's own module),
+        V(apply) makes the changes and arms one boot of the new entry, V(verify) compares the effective with the wanted
+        state after the reboot, V(commit) makes the new entry the default.
+      - For O(state=restored), V(undo) makes the old boot entry the default again, and V(finish) restores everything
+        else once it runs, the journal included.
+    type: str
+    choices: [plan, record, apply, verify, commit, undo, finish]
+    required: true
+  wanted:
+    description:
+      - The wanted state, for O(state=present).
+    type: dict
+    default: {}
+    suboptions:
+      passthrough:
+        description:
+          - Roles of devices that VMs may own.
+          - GPUs are taken by role. NICs and NVMe devices are taken by role only when they share a PCIe switch with a
+            GPU, so an on-board adapter or a boot disk is never meant.
+          - Parts of the fabric follow O(wanted.fabric_model) and need not be named.
+          - All functions of a GPU's slot come with it.
+        type: list
+        elements: str
+        choices: [gpu, nvswitch, fabric_bridge, nic, nvme]
+        default: [gpu, nic]
+      devices:
+        description:
+          - Addresses of further devices that VMs may own.
+        type: list
+        elements: str
+        default: []
+      exclude:
+        description:
+          - Addresses of devices that stay with the host although their role says otherwise.
+        type: list
+        elements: str
+        default: []
+      fabric_model:
+        description:
+          - With V(full_passthrough) NVSwitches go to the VM that owns all GPUs. With V(shared_nvswitch) and V(none)
+            they stay with the host.
+        type: str
+        choices: [full_passthrough, shared_nvswitch, none]
+        default: full_passthrough
+      packages:
+        description:
+          - Packages that the host needs. They are recorded here, and installed by Ansible's own module.
+        type: list
+        elements: str
+        default: []
+      services:
+        description:
+          - Units that have to be enabled and active.
+        type: list
+        elements: str
+        default: []
+      cmdline:
+        description:
+          - Further kernel arguments. Those for the IOMMU follow from its kind.
+        type: list
+        elements: str
+        default: []
+      hugepages:
+        description:
+          - The pool of huge pages for VMs.
+        type: dict
+        suboptions:
+          page_size:
+            description:
+              - Size of a page. The default is V(1GiB) where the CPU can, otherwise V(2MiB).
+            type: str
+            choices: [2MiB, 1GiB]
+          per_node:
+            description:
+              - NUMA node to number of pages. By default all memory but the host's reserve (5 percent, at least 3 GiB)
+                of each node.
+            type: dict
+      tuned:
+        description:
+          - Whether the host runs the TuneD profile C(topovirt), which builds on C(virtual-host).
+        type: bool
+        default: true
+      erase_ok:
+        description:
+          - Serial numbers of NVMe devices in the passthrough set whose content may be lost. The module itself never
+            erases anything.
+        type: list
+        elements: str
+        default: []
+  discard_images:
+    description:
+      - For O(state=restored), whether files of yours below C(/var/lib/libvirt/images) may be lost with that directory
+        when it came with the conversion.
+    type: bool
+    default: false
+  root:
+    description:
+      - Root of the file tree.
+    type: path
+    default: /
+attributes:
+  check_mode:
+    description: Can run in check mode and return changed status prediction without modifying target.
+    support: full
+  diff_mode:
+    description: Will return details on what has changed or would change.
+    support: full
+  platform:
+    description: Where the module runs.
+    support: full
+    platforms: posix
+notes:
+  - Needs root. Debian and its children with GRUB and initramfs-tools are supported by this version.
+  - Holds C(/run/topovirt.lock) while it changes the host, and fails at once when another run holds it.
+seealso:
+  - module: topovirt.kvm.host_journal
+  - module: topovirt.kvm.topology_info
+"""
+
+EXAMPLES = r"""
+- name: Show what a conversion would change
+  topovirt.kvm.host_state:
+    phase: plan
+    wanted:
+      passthrough: [gpu, nic]
+      fabric_model: shared_nvswitch
+  become: true
+  register: conversion
+
+- name: Verify the effective state after the reboot
+  topovirt.kvm.host_state:
+    phase: verify
+    wanted:
+      passthrough: [gpu, nic]
+      fabric_model: shared_nvswitch
+  become: true
+  register: verified
+  failed_when: verified.differences | default([]) | length > 0
+"""
+
+RETURN = r"""
+id:
+  description: Id of the conversion, the value of C(topovirt=) on the kernel command line.
+  returned: success
+  type: str
+  sample: 5f0c2a9e
+journal_state:
+  description: V(none), V(begun), V(recorded), V(applied), V(committed) or V(undoing).
+  returned: success
+  type: str
+  sample: committed
+pending:
+  description: Whether this phase has, or had, something to do.
+  returned: success
+  type: bool
+  sample: false
+plan:
+  description: The changes of this phase; all of them with O(phase=plan) and in check mode of O(phase=apply).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    step:
+      description: The step that makes the change.
+      type: str
+      sample: binding
+    kind:
+      description: What is changed, such as V(file), V(unit) or V(device).
+      type: str
+      sample: device
+    what:
+      description: Path, unit, address or package.
+      type: str
+      sample: '0000:23:00.0'
+    before:
+      description: What it is.
+      type: raw
+      sample: nvidia
+    after:
+      description: What it becomes.
+      type: raw
+      sample: vfio-pci
+    stage:
+      description: The phase that makes it, V(packages) for Ansible's own module.
+      type: str
+      sample: apply
+    reboot:
+      description: Whether it takes effect with the next boot only.
+      type: bool
+      sample: true
+reboot_required:
+  description: Whether the host does not run the wanted boot entry.
+  returned: success
+  type: bool
+  sample: true
+differences:
+  description: With O(phase=verify), what is not as wanted, a sentence each.
+  returned: success
+  type: list
+  elements: str
+  sample: ['0000:23:00.0: wanted driver vfio-pci, found nvidia']
+kept:
+  description: What the way back left in place because somebody changed it meanwhile or it is still needed.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import run_phase
+
+
+def main() -> None:
+    words = {"type": "list", "elements": "str", "default": []}
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
+            "phase": {
+                "type": "str",
+                "choices": ["plan", "record", "apply", "verify", "commit", "undo", "finish"],
+                "required": True,
+            },
+            "wanted": {
+                "type": "dict",
+                "default": {},
+                "options": {
+                    "passthrough": {
+                        "type": "list",
+                        "elements": "str",
+                        "choices": ["gpu", "nvswitch", "fabric_bridge", "nic", "nvme"],
+                        "default": ["gpu", "nic"],
+                    },
+                    "devices": words,
+                    "exclude": words,
+                    "fabric_model": {
+                        "type": "str",
+                        "choices": ["full_passthrough", "shared_nvswitch", "none"],
+                        "default": "full_passthrough",
+                    },
+                    "packages": words,
+                    "services": words,
+                    "cmdline": words,
+                    "hugepages": {
+                        "type": "dict",
+                        "options": {
+                            "page_size": {"type": "str", "choices": ["2MiB", "1GiB"]},
+                            "per_node": {"type": "dict"},
+                        },
+                    },
+                    "tuned": {"type": "bool", "default": True},
+                    "erase_ok": words,
+                },
+            },
+            "discard_images": {"type": "bool", "default": False},
+            "root": {"type": "path", "default": "/"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = run_phase(module.params, module.check_mode, module.run_command)
+    except TopovirtError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
