@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction, Topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Core, PciFunction, Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import guest_pages
 
 MACHINES = Path(__file__).parents[3] / "twin" / "machines"
@@ -63,7 +63,12 @@ class _Host:
             function["vendor"], function["device"] = str(kind["vendor"]), str(kind["device"])
             function["subsystem_vendor"], function["subsystem_device"] = kind["subsystem"].split(":")
             function["bars"] = [
-                {"index": index, "size_bytes": int(size[:-3]) * _SIZES[size[-3:]], "is_64bit": True, "prefetchable": True}
+                {
+                    "index": index,
+                    "size_bytes": int(size[:-3]) * _SIZES[size[-3:]],
+                    "is_64bit": True,
+                    "prefetchable": True,
+                }
                 for index, size in kind["bars"].items()
             ]
             function["link"] = {"max_gtps": float(kind["link"][0]), "max_width": kind["link"][1]}
@@ -113,7 +118,9 @@ class _Host:
 def host(scale: str = "real", machine: str | dict[str, Any] = "hgx-h200") -> Topology:
     """A converted host of the described machine at "real" or "boot" scale."""
     description = (
-        yaml.safe_load((MACHINES / f"{machine}.yml").read_text(encoding="utf-8")) if isinstance(machine, str) else machine
+        yaml.safe_load((MACHINES / f"{machine}.yml").read_text(encoding="utf-8"))
+        if isinstance(machine, str)
+        else machine
     )
     builder = _Host(description)
     for bridge in description["host_bridges"]:
@@ -122,7 +129,7 @@ def host(scale: str = "real", machine: str | dict[str, Any] = "hgx-h200") -> Top
     per_socket, threads = size["cores_per_socket"], size["threads_per_core"]
     count = size["sockets"] * per_socket
     # As Linux numbers them on Intel servers: first threads of all cores, then second threads.
-    cores = [
+    cores: list[Core] = [
         {
             "package": core // per_socket,
             "die": 0,
