@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable, List
+from typing import Iterable, List, Set
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 
@@ -18,7 +18,7 @@ def parse_cpulist(text: str) -> List[int]:
 
     :raises TopovirtError: for anything but numbers and ascending ranges separated by commas.
     """
-    numbers = set()
+    numbers: Set[int] = set()
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         first, dash, last = part.partition("-")
         if not (first.isdigit() and (last.isdigit() if dash else not last)):

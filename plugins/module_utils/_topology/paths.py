@@ -39,6 +39,7 @@ class Paths:
 
     def __init__(self, topology: Topology) -> None:
         self._functions = {function["bdf"]: function for function in topology["pci"]}
+        self._spots = {bdf: _spot(function) for bdf, function in self._functions.items()}
         self._bridges: Dict[str, Tuple[str, ...]] = {}
         self._classes: Dict[Tuple[_Spot, _Spot], str] = {}
 
@@ -49,7 +50,11 @@ class Paths:
         try:
             return self._functions[bdf]
         except KeyError:
-            raise TopovirtError(f"PCI function {bdf} is not in the topology.", "Give its full address.") from None
+            raise self._unknown(bdf) from None
+
+    @staticmethod
+    def _unknown(bdf: str) -> TopovirtError:
+        return TopovirtError(f"PCI function {bdf} is not in the topology.", "Give its full address.")
 
     def _above(self, parent: Optional[str]) -> Tuple[str, ...]:
         """The bridges from ``parent`` up to the host bridge."""
@@ -73,33 +78,40 @@ class Paths:
         bridge. PHB: one host bridge. NODE: several host bridges of one NUMA node. SYS: anything else; an unknown
         node is not the same as another unknown one.
         """
+        try:
+            key = (self._spots[a], self._spots[b])
+        except KeyError:
+            raise self._unknown(a if a not in self._spots else b) from None
         if a == b:
             return "LOC"
-        first, second = _spot(self.function(a)), _spot(self.function(b))
-        key = (first, second) if first <= second else (second, first)
-        if key not in self._classes:
-            self._classes[key] = self._between(first, second)
-        return self._classes[key]
+        found = self._classes.get(key)
+        if found is None:
+            found = self._classes[key] = self._between(*key)
+        return found
 
     def _between(self, a: _Spot, b: _Spot) -> str:
+        if a[1] != b[1]:
+            return "NODE" if a[2] == b[2] and a[2] >= 0 else "SYS"
         above_a, above_b = self._above(a[0] or None), self._above(b[0] or None)
         common = set(above_a).intersection(above_b)
-        if common:
-            if a[0] == b[0]:
-                return "PIX"
-            meeting = next(bridge for bridge in above_a if bridge in common)
-            crossed = {bridge for bridge in (*above_a, *above_b) if bridge not in common and self._is_switch(bridge)}
-            if self._is_switch(meeting):
-                crossed.add(meeting)
-            return "PIX" if len(crossed) <= 1 else "PXB"
-        if a[1] == b[1]:
+        if not common:
             return "PHB"
-        return "NODE" if a[2] == b[2] and a[2] >= 0 else "SYS"
+        if a[0] == b[0]:
+            return "PIX"
+        meeting = next(bridge for bridge in above_a if bridge in common)
+        crossed = {bridge for bridge in (*above_a, *above_b) if bridge not in common and self._is_switch(bridge)}
+        if self._is_switch(meeting):
+            crossed.add(meeting)
+        return "PIX" if len(crossed) <= 1 else "PXB"
 
     def matrix(self, bdfs: Optional[Sequence[str]] = None) -> Matrix:
         """Classes of every pair; of all functions with a role when ``bdfs`` is None."""
         order = list(bdfs) if bdfs is not None else [bdf for bdf, f in self._functions.items() if f["role"]]
-        return Matrix(order=order, classes=[[self.path_class(a, b) for b in order] for a in order])
+        classes = [[""] * len(order) for _row in order]
+        for row, a in enumerate(order):
+            for column in range(row + 1):
+                classes[row][column] = classes[column][row] = self.path_class(a, order[column])
+        return Matrix(order=order, classes=classes)
 
     def groups(self) -> List[Group]:
         """PCIe groups of the endpoints that have a role, in the topology's order."""

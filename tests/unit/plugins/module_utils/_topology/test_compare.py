@@ -26,7 +26,7 @@ def machine(root: Path, buses: tuple[int, int] = (0x20, 0x90), nodes: tuple[int,
     made = Machine(root)
     made.node(0, "0-1", "10 21")
     made.node(1, "2-3", "21 10")
-    for bus, node in zip(buses, nodes, strict=True):
+    for bus, node in ((buses[0], nodes[0]), (buses[1], nodes[1])):
         made.port(f"0000:{bus:02x}:00.0", f"pci0000:{bus:02x}", ROOT_PORT, node)
         made.port(f"0000:{bus + 1:02x}:00.0", f"0000:{bus:02x}:00.0", UPSTREAM, node)
         for port in range(3):

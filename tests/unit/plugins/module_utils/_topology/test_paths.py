@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 
@@ -105,6 +106,8 @@ def test_matrix(tmp_path: Path) -> None:
 def test_an_unknown_function_is_named(tmp_path: Path) -> None:
     with pytest.raises(TopovirtError, match=r"0000:77:00\.0"):
         path_class(read_topology(two_level_machine(tmp_path).root), GPU_A, "0000:77:00.0")
+    with pytest.raises(TopovirtError, match=r"0000:77:00\.0"):
+        path_matrix(read_topology(tmp_path), ["0000:77:00.0"])
 
 
 def test_groups(tmp_path: Path) -> None:
@@ -152,22 +155,25 @@ def test_text_shows_unknown_nodes_and_gpus_first(tmp_path: Path) -> None:
 
 
 def test_4096_functions_are_no_burden(tmp_path: Path) -> None:
-    """2048 devices, each below a port of its own: reading all and every pair of 512, in seconds on a slow machine."""
-    machine = Machine(tmp_path)
-    for domain in range(1, 9):
-        root_port = machine.port(f"{domain:04x}:00:00.0", f"pci{domain:04x}:00", ROOT_PORT, 0)
-        up = machine.port(f"{domain:04x}:01:00.0", root_port, UPSTREAM, 0)
-        for number in range(255):
-            down = machine.port(f"{domain:04x}:02:{number // 8:02x}.{number % 8}", up, DOWNSTREAM, 0)
-            if number < 64:
-                machine.nic(f"{domain:04x}:{number + 3:02x}:00.0", down, 0)
-            else:
-                machine.pci(f"{domain:04x}:{number % 200 + 3:02x}:01.{number // 200}", down)
+    """2048 devices, each below a port of its own: every pair of 1024, in seconds on a slow machine."""
+    small = read_topology(two_level_machine(tmp_path).root)
+    functions = {function["bdf"]: function for function in small["pci"]}
+    large = copy.deepcopy(small)
+    large["pci"] = []
+    for number in range(2048):
+        bridge, port, device = (f"{number // 32:04x}:00:00.0", f"{number:04x}:01:00.0", f"{number:04x}:02:00.0")
+        above = f"{number // 256:04x}:00"
+        if number % 32 == 0:
+            large["pci"].append({**functions["0000:21:00.0"], "bdf": bridge, "parent": None, "host_bridge": above})
+        large["pci"].append({**functions["0000:22:00.0"], "bdf": port, "parent": bridge, "host_bridge": above})
+        large["pci"].append({**functions[GPU_A], "bdf": device, "parent": port, "host_bridge": above})
+    assert len(large["pci"]) > 4096
     start = time.monotonic()
-    topology = read_topology(tmp_path)
-    matrix = path_matrix(topology)
+    matrix = path_matrix(large, [function["bdf"] for function in large["pci"] if function["role"]][:1024])
+    groups = pcie_groups(large)
     spent = time.monotonic() - start
-    assert len(topology["pci"]) == 8 * (2 + 2 * 255)
-    assert len(matrix["order"]) == 512
-    assert (matrix["classes"][0][1], matrix["classes"][0][511]) == ("PIX", "NODE")
+    assert [matrix["classes"][0][column] for column in (0, 1, 31, 32, 255, 256)] == [
+        "LOC", "PIX", "PIX", "PHB", "PHB", "NODE",
+    ]  # fmt: skip
+    assert [len(group["devices"]) for group in groups] == [32] * 64
     assert spent < 20
