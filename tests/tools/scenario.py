@@ -22,6 +22,7 @@ SCENARIOS = workspace.ROOT / "extensions/molecule"
 PHASE = re.compile(r"\[(?P<scenario>[\w-]+) > (?P<phase>[\w-]+)\] (?P<event>Executing|Executed: (?P<result>.+))$")
 RECAP = re.compile(r"^\S+\s*: actions=\d+\s+successful=\d+\s+disabled=0\s+skipped=0\s+missing=0\s+failed=0\s*$")
 
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 OWNER = "TOPOVIRT_SCENARIO_OWNER"  # the process with which an emulated server ends
 SKIPPED = "Skipping, "  # what molecule says of a phase without playbook or tests, and then counts as good
 
@@ -42,6 +43,7 @@ class Report:
         self.results: list[tuple[str, str, float]] = []
 
     def line(self, text: str) -> None:
+        text = COLOUR.sub("", text)
         self.complete = self.complete or RECAP.match(text) is not None
         self.skipped = self.skipped or SKIPPED in text
         found = PHASE.search(text)

@@ -36,7 +36,7 @@ def test_phases_are_told_with_their_results(tmp_path: Path, capsys: pytest.Captu
         "INFO     [default > create] Executing",
         "INFO     [default > create] Executed: Successful",
         "INFO     [default > verify] Executing",
-        "ERROR    [default > verify] Executed: Failed",
+        "ERROR    [default > verify] \x1b[31mExecuted: Failed\x1b[0m",
     ):
         report.line(line)
     assert [(phase, result) for phase, result, _seconds in report.results] == [
