@@ -14,7 +14,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._vms import requests
 
 
-def vm_requests(vms: Any, images: Any, base: str) -> requests.Wanted:
+def vm_requests(vms: Any, images: Any, base: str, names: list[str] | str = "") -> requests.Wanted:
     """See vm_requests.yml."""
     if not isinstance(vms, list) or not all(isinstance(item, dict) for item in vms):
         raise AnsibleFilterError("vm_requests: the VMs must be a list of mappings, one for each VM.")
@@ -22,7 +22,7 @@ def vm_requests(vms: Any, images: Any, base: str) -> requests.Wanted:
         raise AnsibleFilterError("vm_requests: the images must be a mapping of names.")
     try:
         # Through JSON and back, values lose the tags that the controller gives them.
-        return requests.resolve(json.loads(json.dumps(vms)), json.loads(json.dumps(images)), base)
+        return requests.resolve(json.loads(json.dumps(vms)), json.loads(json.dumps(images)), base, names)
     except TopovirtError as error:
         raise AnsibleFilterError(str(error)) from None
 

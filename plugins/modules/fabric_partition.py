@@ -82,7 +82,7 @@ modules:
   elements: int
   sample: [1, 2, 3, 4]
 client_version:
-  description: What the client says of its version. A stand-in for the real client says so here.
+  description: What the client says of its version. What takes the place of the real client can be told by it.
   returned: success
   type: str
 """

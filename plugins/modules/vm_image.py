@@ -22,6 +22,11 @@ options:
       - Path of the image below C(/var/lib/libvirt/images/topovirt).
     type: str
     required: true
+  src:
+    description:
+      - Path of a file on the controller, absolute or found like that of M(ansible.builtin.copy).
+      - It is sent only when the host does not have the same content.
+    type: str
   path:
     description:
       - Absolute path of a file on the host that is copied.
@@ -55,6 +60,12 @@ options:
     type: str
     default: '0644'
 attributes:
+  action:
+    description: Has a corresponding action plugin, so that parts of the options can be executed on the controller.
+    support: full
+  async:
+    description: Supports being used with the C(async) keyword.
+    support: none
   check_mode:
     description: Can run in check mode and return changed status prediction without modifying target.
     support: full
@@ -78,6 +89,11 @@ EXAMPLES = r"""
     url: https://images.example.org/debian-13.qcow2
     checksum: sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 
+- name: Send a kernel
+  topovirt.kvm.vm_image:
+    name: images/tiny/kernel
+    src: files/vmlinuz
+
 - name: Make the disk of one VM over it
   topovirt.kvm.vm_image:
     name: vms/train-0/root.qcow2
@@ -96,6 +112,10 @@ actions:
   returned: success
   type: list
   elements: str
+send:
+  description: Whether the content of O(src) had to be sent.
+  returned: success
+  type: bool
 """
 
 from pathlib import Path
@@ -110,6 +130,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
+            "src": {"type": "str"},
             "path": {"type": "str"},
             "url": {"type": "str"},
             "checksum": {"type": "str"},
@@ -118,8 +139,8 @@ def main() -> None:
             "size": {"type": "str"},
             "mode": {"type": "str", "default": "0644"},
         },
-        mutually_exclusive=[["path", "url", "backing"]],
-        required_one_of=[["path", "url", "backing"]],
+        mutually_exclusive=[["src", "path", "url", "backing"]],
+        required_one_of=[["src", "path", "url", "backing"]],
         supports_check_mode=True,
     )
     try:
@@ -128,7 +149,7 @@ def main() -> None:
     except TopovirtError as error:
         module.fail_json(msg=str(error))
     except ValueError as error:
-        # The mode, or what open_url thinks of the address.
+        # A mode that is no octal number, or an address that open_url does not understand.
         module.fail_json(msg=f"Image '{module.params['name']}': {error}.")
     done = "".join(f"{action}\n" for action in result["actions"])
     module.exit_json(**result, diff={"before": "", "after": done})

@@ -50,6 +50,17 @@ def below(root: Path, path: str) -> Path:
     return root / path.lstrip("/")
 
 
+def make_directories(place: Path) -> None:
+    """Make what is missing of a directory and those above it.
+
+    Search permission lets libvirt's own user reach a file whose name it was given; it cannot list the directory.
+    """
+    if not place.is_dir():
+        make_directories(place.parent)
+        place.mkdir(exist_ok=True)
+        place.chmod(0o711)
+
+
 def read_prior(root: Path, path: str) -> PriorFile:
     place = below(root, path)
     try:
@@ -65,10 +76,9 @@ def differs(root: Path, wanted: WantedFile) -> bool:
 
 
 def write_bytes(root: Path, path: str, content: bytes, mode: int) -> None:
-    """Write a file so that a reader sees the old or the new one, never a part; missing directories are made (0711)."""
+    """Write a file so that a reader sees the old or the new one, never a part; missing directories are made."""
     place = below(root, path)
-    # Search permission lets libvirt's own user reach a file whose name it was given; it cannot list the directory.
-    place.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    make_directories(place.parent)
     write_file(place, content, mode)
 
 

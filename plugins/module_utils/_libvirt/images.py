@@ -16,7 +16,7 @@ from typing import IO, Any, Callable, ContextManager, Dict, NamedTuple, Optional
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
-from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.files import below
+from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.files import below, make_directories
 
 # libvirt's own image directory: its user and, where there is one, its security label may read here.
 DIRECTORY = "/var/lib/libvirt/images/topovirt"
@@ -27,9 +27,10 @@ Fetch = Callable[[str], ContextManager[IO[bytes]]]
 
 
 class Image(NamedTuple):
-    """A wanted image; exactly one of ``path``, ``url`` and ``backing`` says where it comes from."""
+    """A wanted image; exactly one of ``src``, ``path``, ``url`` and ``backing`` says where it comes from."""
 
     name: str  # relative to DIRECTORY
+    src: Optional[str] = None  # on the controller: the host can only tell whether it has to be sent
     path: Optional[str] = None  # absolute, on the host
     url: Optional[str] = None
     checksum: Optional[str] = None  # "sha256:<hex>"
@@ -59,8 +60,10 @@ def _check(image: Image) -> None:
         kind, _colon, value = image.checksum.partition(":")
         if kind != "sha256" or len(value) != 64 or set(value.lower()) - set("0123456789abcdef"):
             problems.append(f"the checksum '{image.checksum}' is not of the form sha256:<64 hex digits>")
-    if image.url is not None and image.checksum is None:
-        problems.append(f"{image.url} has no checksum, so what arrives could not be told from what was meant")
+    if image.path is None and image.backing is None and image.checksum is None:
+        problems.append(
+            f"{image.url or image.src} has no checksum, so what arrives could not be told from what was meant"
+        )
     if image.path is not None and not os.path.isabs(image.path):
         problems.append(f"the path '{image.path}' is not absolute")
     if problems:
@@ -137,7 +140,7 @@ def _make_overlay(root: Path, image: Image, place: Path, run: Run) -> None:
 def ensure_image(root: Path, image: Image, fetch: Fetch, run: Run, check_mode: bool) -> Dict[str, Any]:
     """Make one image present, whole or not at all.
 
-    :returns: ``changed``, ``path`` and ``actions``.
+    :returns: ``changed``, ``path``, ``actions``, and ``send``: the content of ``src`` is needed; nothing was done yet.
     :raises TopovirtError: when its source does not exist or is not what was meant.
     """
     _check(image)
@@ -148,7 +151,8 @@ def ensure_image(root: Path, image: Image, fetch: Fetch, run: Run, check_mode: b
     # QEMU's user owns an overlay while the VM runs; its mode is left alone.
     if not fill and not overlay and stat.S_IMODE(destination.stat().st_mode) != image.mode:
         actions.append(f"set mode of {image.destination} to {image.mode:04o}")
-    if actions and not check_mode:
+    send = fill and image.src is not None
+    if actions and not check_mode and not send:
         try:
             if fill:
                 _replace(root, image, destination, fetch, run)
@@ -156,12 +160,11 @@ def ensure_image(root: Path, image: Image, fetch: Fetch, run: Run, check_mode: b
                 os.chmod(destination, image.mode)
         except OSError as error:
             raise TopovirtError(f"Image '{image.name}' cannot be written: {error}.") from None
-    return {"changed": bool(actions), "path": image.destination, "actions": actions}
+    return {"changed": bool(actions), "path": image.destination, "actions": actions, "send": send}
 
 
 def _replace(root: Path, image: Image, destination: Path, fetch: Fetch, run: Run) -> None:
-    # Search permission alone: libvirt's user reaches a file whose name it was given.
-    destination.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    make_directories(destination.parent)
     new = destination.with_name(destination.name + _SUFFIX)
     try:
         if image.backing is not None:

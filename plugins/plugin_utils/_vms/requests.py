@@ -126,21 +126,30 @@ class _Images:
         return {}, []
 
 
-def resolve(vms: Sequence[Mapping[str, Any]], images: Mapping[str, Any], base: str) -> Wanted:
+def resolve(vms: Sequence[Mapping[str, Any]], images: Mapping[str, Any], base: str, names: Any = "") -> Wanted:
     """Requests, files and overlays of a list of VMs.
 
     :param vms: requests with ``image`` (or ``boot``), ``state`` and ``disk_size`` beside what the plan takes.
     :param images: name -> ``{kernel, initrd, cmdline}`` or ``{disk, format}``; each source is a path on the controller,
         or a mapping with one of ``src``, ``path`` (on the host) and ``url``, and ``checksum``.
     :param base: directory of the controller that relative paths start from.
+    :param names: only these VMs, as :func:`read_names` takes them.
     :raises TopovirtError: one error that names every problem.
     """
     problems: list[str] = []
     catalogue = _Images(images, base, problems)
     requests: list[dict[str, Any]] = []
     found: list[Vm] = []
-    for item in vms:
-        name = str(item.get("name"))
+    chosen = read_names(names)
+    there = [str(item.get("name")) for item in vms]
+    problems += [
+        f"VM '{name}' is not in the list of VMs: {', '.join(there) or 'it is empty'}."
+        for name in chosen
+        if name not in there
+    ]
+    for item, name in zip(vms, there, strict=True):
+        if chosen and name not in chosen:
+            continue
         request = {key: value for key, value in item.items() if key not in _OWN_KEYS}
         disks: list[str] = []
         if ("image" in item) == ("boot" in item):
@@ -164,15 +173,21 @@ def resolve(vms: Sequence[Mapping[str, Any]], images: Mapping[str, Any], base: s
     }
 
 
+def read_names(names: Any) -> list[str]:
+    """``"a, b"`` or a list -> names, each once; empty for ``""`` and ``"all"``, which both stand for all VMs."""
+    parts = names.split(",") if isinstance(names, str) else map(str, names)
+    found = list(dict.fromkeys(filter(None, (part.strip() for part in parts))))
+    return [] if found == ["all"] else found
+
+
 def select(domains: Sequence[Mapping[str, Any]], names: Any) -> list[Mapping[str, Any]]:
     """The VMs that a playbook is about: those of ours that are named, or all of ours when nothing is named.
 
     :param domains: what ``vm_info`` returned.
-    :param names: a list, or one string with commas between the names.
+    :param names: as :func:`read_names` takes them.
     :raises TopovirtError: naming every name that the host does not know or that is not ours.
     """
-    wanted = [part.strip() for part in names.split(",")] if isinstance(names, str) else [str(name) for name in names]
-    wanted = [name for name in wanted if name]
+    wanted = read_names(names)
     ours = {domain["name"]: domain for domain in domains if domain["ours"]}
     foreign = [name for name in wanted if name not in ours and name in {domain["name"] for domain in domains}]
     unknown = [name for name in wanted if name not in ours and name not in foreign]
@@ -182,4 +197,4 @@ def select(domains: Sequence[Mapping[str, Any]], names: Any) -> list[Mapping[str
         raise TopovirtError(
             " ".join(reasons), f"VMs of topovirt.kvm on this host: {', '.join(sorted(ours)) or 'none'}."
         )
-    return [ours[name] for name in dict.fromkeys(wanted)] if wanted else [ours[name] for name in sorted(ours)]
+    return [ours[name] for name in wanted] if wanted else [ours[name] for name in sorted(ours)]

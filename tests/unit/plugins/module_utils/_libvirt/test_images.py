@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,11 +63,31 @@ def test_present_once_and_as_predicted(host: Host, source: dict[str, Any]) -> No
     predicted = host.ensure(check=True, name="k/vmlinuz", **source)
     assert host.files() == {} and host.fetched == []
     assert host.ensure(name="k/vmlinuz", **source) == predicted
-    assert predicted == {"changed": True, "path": f"/{HOME}/k/vmlinuz", "actions": [f"write /{HOME}/k/vmlinuz"]}
+    assert predicted["changed"] is True and predicted["send"] is False
+    assert predicted["path"] == f"/{HOME}/k/vmlinuz" and predicted["actions"] == [f"write /{HOME}/k/vmlinuz"]
     assert host.files() == {"k/vmlinuz": KERNEL}
     assert (host.root / HOME / "k/vmlinuz").stat().st_mode & 0o777 == 0o644
     assert host.ensure(name="k/vmlinuz", **source)["changed"] is False
     assert len(host.fetched) <= 1
+
+
+def test_a_file_of_the_controller_is_asked_for_only_when_it_is_missing(host: Host) -> None:
+    wanted: dict[str, Any] = {"name": "vmlinuz", "src": "/on/the/controller", "checksum": SUM}
+    assert host.ensure(**wanted)["send"] is True
+    assert host.files() == {}
+    host.ensure(name="vmlinuz", path="/srv/vmlinuz", checksum=SUM)
+    assert host.ensure(**wanted) == {"changed": False, "path": f"/{HOME}/vmlinuz", "actions": [], "send": False}
+
+
+def test_directories_can_be_searched_whatever_the_umask(host: Host) -> None:
+    old = os.umask(0o077)
+    try:
+        host.ensure(name="images/tiny/vmlinuz", path="/srv/vmlinuz")
+    finally:
+        os.umask(old)
+    for place in ("", "images", "images/tiny"):
+        assert (host.root / HOME / place).stat().st_mode & 0o777 == 0o711
+    assert (host.root / HOME / "images/tiny/vmlinuz").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_source_that_changed_is_copied_again(host: Host) -> None:

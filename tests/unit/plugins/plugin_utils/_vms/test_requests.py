@@ -88,6 +88,13 @@ def test_all_problems_at_once() -> None:
         assert part in str(error.value)
 
 
+def test_only_some_of_the_vms() -> None:
+    vms = [{"name": name, "gpus": 1, "image": "tiny"} for name in ("a", "b", "c")]
+    assert [vm["name"] for vm in resolve(vms, IMAGES, "/", "c,a")["vms"]] == ["a", "c"]
+    with pytest.raises(TopovirtError, match="VM 'z' is not in the list of VMs: a, b, c"):
+        resolve(vms, IMAGES, "/", ["z"])
+
+
 DOMAINS = [
     {"name": "b", "ours": True},
     {"name": "a", "ours": True},
@@ -97,7 +104,15 @@ DOMAINS = [
 
 @pytest.mark.parametrize(
     ("names", "expected"),
-    [("", ["a", "b"]), ([], ["a", "b"]), ("b", ["b"]), ("b, a,", ["b", "a"]), (["a"], ["a"]), ("a,a", ["a"])],
+    [
+        ("", ["a", "b"]),
+        ([], ["a", "b"]),
+        ("b", ["b"]),
+        ("b, a,", ["b", "a"]),
+        (["a"], ["a"]),
+        ("a,a", ["a"]),
+        ("all", ["a", "b"]),
+    ],
 )
 def test_selection(names: Any, expected: list[str]) -> None:
     assert [domain["name"] for domain in select(DOMAINS, names)] == expected
