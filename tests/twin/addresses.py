@@ -93,3 +93,39 @@ def module_ids(machine: Machine) -> dict[str, int]:
         if number is not None:
             result[function.bdf] = number
     return result
+
+
+def iommu_groups(machine: Machine) -> dict[str, int]:
+    """BDF -> IOMMU group as Linux numbers them; empty without an IOMMU.
+
+    A group is what cannot be told apart on the bus: QEMU's root ports have ACS, its switch ports and the functions of one slot
+    have not. Linux numbers groups as it finds devices: the first root bus, then the expanders from the last to the first,
+    all functions of a bus before the buses below.
+    """
+    if machine.iommu is None:
+        return {}
+    known = functions(machine)
+    by_id = {function.id: function for function in known}
+    result: dict[str, int] = {}
+    count = 0
+
+    def visit(bus: int) -> None:
+        nonlocal count
+        here = [function for function in known if function.bus == bus]
+        for function in here:
+            above = by_id.get(function.parent or "")
+            sibling = f"{function.bdf[:-1]}0"
+            if above is not None and above.kind == "downstream_port":
+                result[function.bdf] = result[above.bdf]
+            elif sibling in result:
+                result[function.bdf] = result[sibling]
+            else:
+                result[function.bdf] = count
+                count += 1
+        for function in here:
+            if function.secondary is not None:
+                visit(function.secondary)
+
+    for root in (ROOT_BUS, *(bridge.bus for bridge in reversed(machine.host_bridges))):
+        visit(root)
+    return result

@@ -1,0 +1,95 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The emulated servers on the command line: ``python -m tests.twin --help``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tests.twin import agreement, description, recorded
+from tests.twin.images.process import BakeError
+from tests.twin.lifecycle import DEFAULT_MACHINE, RUNNING, Server, TwinError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.twin", description="Emulated GPU servers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        if name != "record":
+            command.add_argument("machine", nargs="?", default=DEFAULT_MACHINE, help=f"one of: {', '.join(description.names())}")
+            command.add_argument("--variant", choices=sorted(description.VARIANTS), help="the same machine, set up differently")
+            command.add_argument("--dir", type=Path, help="where overlay, logs and state lie (default .work/twin/MACHINE)")
+        return command
+
+    up = add("up", "boot a server and return when it answers over SSH")
+    up.add_argument("--keep", action="store_true", help="keep it running until 'down', whoever dies")
+    up.add_argument("--owner", type=int, metavar="PID", help="end it when this process dies (default: the caller of this command)")
+    add("down", "end a server; its logs stay")
+    add("status", "say whether a server runs; exit status 1 when not")
+    ssh = add("ssh", "log in, or run what follows '--'")
+    ssh.add_argument("--user", default="root", help="root or ops, who may sudo (default root)")
+    inventory = add("inventory", "print an Ansible inventory of the running server")
+    inventory.add_argument("--user", default="root", help="the user that Ansible logs in as (default root)")
+    inventory.add_argument("--output", type=Path, help="write it to this file instead")
+    add("agree", "compare the recorded tree with the booted kernel, attribute by attribute")
+    record = add("record", "write the tree of /sys and /proc that the server's kernel shows")
+    record.add_argument("machine", help=f"one of: {', '.join(description.names())}")
+    record.add_argument("directory", type=Path, help="new or empty directory")
+    record.add_argument("--variant", choices=sorted(description.VARIANTS))
+    record.add_argument("--scale", choices=description.SCALES, default="boot", help="CPUs and memory as booted, or as sold")
+    record.add_argument("--drivers", choices=recorded.DRIVERS, default="native", help="who holds the passthrough devices")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, remote: list[str]) -> int:
+    if arguments.command == "record":
+        machine = description.load(arguments.machine, arguments.variant)
+        recorded.record(machine, arguments.directory, arguments.scale, arguments.drivers)
+        return 0
+    server = Server(arguments.machine, arguments.variant, arguments.dir)
+    if arguments.command == "up":
+        server.up(None if arguments.keep else arguments.owner or os.getppid())
+        print(f"log in with: python -m tests.twin ssh{f' --dir {arguments.dir}' if arguments.dir else ''}")
+    elif arguments.command == "down":
+        server.down()
+    elif arguments.command == "status":
+        state = server.status()
+        for key, value in state.items():
+            print(f"{key}: {value}")
+        return 0 if state["status"] == RUNNING else 1
+    elif arguments.command == "ssh":
+        words = server.ssh_command(arguments.user)
+        os.execvp(words[0], [*words, *remote])  # noqa: S606
+    elif arguments.command == "inventory":
+        if arguments.output:
+            server.inventory(arguments.output, arguments.user)
+        else:
+            print(server.inventory_text(arguments.user), end="")
+    else:
+        return agreement.report(server)
+    return 0
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    remote: list[str] = []
+    if words[:1] == ["ssh"] and "--" in words:
+        words, remote = words[: words.index("--")], words[words.index("--") + 1 :]
+    arguments = _parser().parse_args(words)
+    try:
+        return _run(arguments, remote)
+    except (TwinError, BakeError, description.DescriptionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
