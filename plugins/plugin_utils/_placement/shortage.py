@@ -26,13 +26,15 @@ def largest_fitting(solver: Solver, free: Free) -> int:
 
 
 def _reasons(solver: Solver, request: Request, free: Free) -> list[str]:
-    """Why a request does not fit into what is free; of several GPU sets the one that misses least speaks."""
+    """Why a request does not fit into what is free; of several GPU sets those that miss least speak."""
     impossible = solver.fabric.why_not(request.gpus)
     if impossible:
         return [impossible]
     sets = solver.sets(request.gpus, free)
     if sets:
-        return min((solver.problems(request, item, free) for item in sets), key=len)
+        found = [solver.problems(request, item, free) for item in sets]
+        least = min(map(len, found))
+        return list(dict.fromkeys(problem for problems in found if len(problems) == least for problem in problems))
     gone = [f"{gpu} {solver.inventory.why_taken(gpu)}" for gpu in solver.fabric.gpus if solver.inventory.why_taken(gpu)]
     taken = f" (not available: {'; '.join(gone)})" if gone else ""
     if len(free.gpus) >= request.gpus:

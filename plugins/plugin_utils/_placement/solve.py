@@ -263,18 +263,15 @@ class _Search:
     def run(self) -> list[Placed] | None:
         if self.left < 0:
             return None
-        least: list[tuple[int, int]] = []
+        least: list[tuple[int, ...]] = []
         for request in self.requests:
             choices = [self.solver._choice(request, item) for item in self.solver.sets(request.gpus, self.solver.free)]
-            possible = [choice for choice in choices if choice is not None]
+            possible = [_needs(choice) for choice in choices if choice is not None]
             if not possible:
                 return None
-            least.append((min(item.least_cost for item in possible), min(item.nodes for item in possible)))
-        # What the requests after the n-th one cost at least.
-        self.rest = [
-            (sum(cost for cost, _nodes in least[index:]), sum(nodes for _cost, nodes in least[index:]))
-            for index in range(len(least) + 1)
-        ]
+            least.append(tuple(map(min, zip(*possible, strict=True))))
+        # What the requests from the n-th one on need at least: cost, nodes, cores, pages.
+        self.rest = [tuple(map(sum, zip((0, 0, 0, 0), *least[index:], strict=True))) for index in range(len(least) + 1)]
         self._visit([], self.solver.free, 0, 0)
         if self.steps > SEARCH_LIMIT and self.best is None:
             raise TopovirtError(
@@ -288,7 +285,9 @@ class _Search:
         if self.steps > SEARCH_LIMIT:
             return
         index = len(chosen)
-        rest_cost, rest_nodes = self.rest[index]
+        rest_cost, rest_nodes, rest_cores, rest_pages = self.rest[index]
+        if rest_cores > sum(free.cores.values()) or rest_pages > sum(free.pages.values()):
+            return
         bound = (cost + rest_cost, nodes + rest_nodes, self.solver.still_whole(free.gpus, self.left))
         if self.best_key is not None and bound >= self.best_key:
             return
@@ -313,6 +312,10 @@ class _Search:
         key = (attached[0], *bound[1:])
         if self.best_key is None or key < self.best_key:
             self.best, self.best_key = attached[1], key
+
+
+def _needs(choice: _Choice) -> tuple[int, int, int, int]:
+    return choice.least_cost, choice.nodes, sum(choice.size.cores.values()), sum(choice.size.pages.values())
 
 
 def _alike(a: Request, b: Request) -> bool:
