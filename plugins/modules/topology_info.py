@@ -36,8 +36,8 @@ options:
       - Keys are an address (V(0000:23:00.0)), vendor and device (V(8086:1592)) or a class (V(0200) or V(020000)); the
         most exact key wins.
       - Values are V(gpu), V(nvswitch), V(fabric_bridge), V(nic), V(nvme) or V(none).
-      - By rule an Ethernet function is a V(nic) only if its vendor is NVIDIA (Mellanox), because other adapters usually
-        carry the operator's own login; an InfiniBand function always is.
+      - By rule an Ethernet function is a V(nic) if its vendor is NVIDIA (Mellanox) or it shares a PCIe switch with a
+        GPU, because other adapters usually carry the operator's own login; an InfiniBand function always is.
     type: dict
 attributes:
   check_mode:

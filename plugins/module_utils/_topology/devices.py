@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Set, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import ROLES, PciFunction
@@ -17,11 +17,13 @@ NVIDIA = "10de"
 AMD = "1002"
 MELLANOX = "15b3"
 
+_ETHERNET = "0200"
+
 # (class prefix, vendor or None for any) -> role. The first match counts.
 # Data-centre boards of NVIDIA are "3D controllers" (0302), those of AMD "display controllers" (0380) or, since
 # MI300, "processing accelerators" (1200). NVSwitches of generation 1 to 3 are "other bridges" (0680).
-# An Ethernet function alone does not say whether it carries the data or the operator's login: by rule only the vendor
-# of the fabric's adapters and InfiniBand functions count as data NICs; users name others.
+# An Ethernet function alone does not say whether it carries the data or the operator's login: it is a data NIC when its
+# vendor is the one of the fabric's adapters, or when it shares a PCIe switch with a GPU. Users name others.
 _RULES: Tuple[Tuple[str, Optional[str], str], ...] = (
     ("0680", NVIDIA, "nvswitch"),
     ("0300", NVIDIA, "gpu"),
@@ -31,7 +33,7 @@ _RULES: Tuple[Tuple[str, Optional[str], str], ...] = (
     ("0302", AMD, "gpu"),
     ("0380", AMD, "gpu"),
     ("0207", None, "nic"),
-    ("0200", MELLANOX, "nic"),
+    (_ETHERNET, MELLANOX, "nic"),
     ("010802", None, "nvme"),
 )
 
@@ -59,6 +61,7 @@ def assign_roles(
     for function in functions:
         if function["kind"] == "endpoint":
             function["role"] = _by_rule(function)
+    _near_gpus(functions)
     bridges = {
         function["bdf"].rpartition(".")[0]
         for function in functions
@@ -84,6 +87,28 @@ def _by_rule(function: PciFunction) -> Optional[str]:
         if function["class_code"].startswith(prefix) and vendor in (None, function["vendor"]):
             return role
     return None
+
+
+def _near_gpus(functions: List[PciFunction]) -> None:
+    """Ethernet functions that share a PCIe switch with a GPU are there to feed it, whoever made them."""
+    by_bdf = {function["bdf"]: function for function in functions}
+
+    def switches(function: PciFunction) -> Set[str]:
+        found = set()
+        parent = function["parent"]
+        while parent is not None and parent in by_bdf:
+            if by_bdf[parent]["kind"] == "upstream_port":
+                found.add(parent)
+            parent = by_bdf[parent]["parent"]
+        return found
+
+    near: Set[str] = set()
+    for function in functions:
+        if function["role"] == "gpu":
+            near |= switches(function)
+    for function in functions:
+        if function["kind"] == "endpoint" and function["role"] is None and function["class_code"].startswith(_ETHERNET):
+            function["role"] = "nic" if switches(function) & near else None
 
 
 def _may_be_bridge(function: PciFunction) -> bool:

@@ -380,6 +380,19 @@ def test_roles_by_rule(tmp_path: Path, ids: str, class_code: str, role: str | No
     assert function(read_topology(tmp_path), "0000:01:00.0")["role"] == role
 
 
+def test_an_ethernet_adapter_is_a_data_nic_where_it_shares_a_switch_with_a_gpu(tmp_path: Path) -> None:
+    machine = two_level_machine(tmp_path)
+    for bdf, below in (
+        ("0000:2c:00.0", "0000:22:02.0"),  # first level of the GPUs' switch
+        ("0000:2d:00.0", "0000:20:01.0"),  # a root port of the same host bridge
+    ):
+        machine.pci(bdf, below, "8086:1592", "0x020000", port_type=ENDPOINT)
+    machine.pci("0000:91:00.1", "0000:90:00.0", "8086:1592", "0x020000", port_type=ENDPOINT)  # a GPU's root port
+    topology = read_topology(tmp_path)
+    roles = [function(topology, bdf)["role"] for bdf in ("0000:2c:00.0", "0000:2d:00.0", "0000:91:00.1")]
+    assert roles == ["nic", None, None]
+
+
 def test_the_most_exact_override_of_a_role_wins(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     for device in range(4):
