@@ -35,8 +35,7 @@ def _reasons(solver: Solver, request: Request, free: Free) -> list[str]:
         found = [solver.problems(request, item, free) for item in sets]
         least = min(map(len, found))
         return list(dict.fromkeys(problem for problems in found if len(problems) == least for problem in problems))
-    gone = [f"{gpu} {solver.inventory.why_taken(gpu)}" for gpu in solver.fabric.gpus if solver.inventory.why_taken(gpu)]
-    taken = f" (not available: {'; '.join(gone)})" if gone else ""
+    taken = solver.kept_back("gpu")
     if len(free.gpus) >= request.gpus:
         what = "partition" if solver.fabric.model == "shared_nvswitch" else "set"
         return [f"asks for {request.gpus} GPUs, {len(free.gpus)} are free but form no {what} of that size{taken}"]

@@ -193,10 +193,19 @@ class Solver:
                 )
         pair = [(request, item)]
         if self._attach(pair, free.nics, [self.nic_count(request)]) is None:
-            found.append(f"needs {self.nic_count(request)} NICs, {len(free.nics)} are free")
+            found.append(f"needs {self.nic_count(request)} NICs, {len(free.nics)} are free{self.kept_back('nic')}")
         if self._attach(pair, free.nvmes, [request.nvme]) is None:
-            found.append(f"needs {request.nvme} NVMe devices, {len(free.nvmes)} are free")
+            found.append(f"needs {request.nvme} NVMe devices, {len(free.nvmes)} are free{self.kept_back('nvme')}")
         return list(dict.fromkeys(found))
+
+    def kept_back(self, role: str) -> str:
+        """Which devices of a role cannot be given out and why, as an addition to a sentence."""
+        reasons = [
+            f"{bdf}: {self.inventory.why_taken(bdf)}"
+            for bdf, function in self.inventory.functions.items()
+            if function["role"] == role and self.inventory.why_taken(bdf)
+        ]
+        return f" (not available: {'; '.join(reasons)})" if reasons else ""
 
     def _group(self, device: str) -> int | None:
         return self.inventory.functions[device]["iommu_group"]

@@ -192,7 +192,7 @@ def test_existing_vms_keep_what_they_have() -> None:
     assert vm["placement"]["partition"]["id"] == 2
     error = refusal([request("t1", 8)], "shared_nvswitch", topology, running)
     assert "VM t1: asks for 8 GPUs, 4 are free" in error.message
-    assert "0000:23:00.0 belongs to VM t0" in error.message
+    assert "0000:23:00.0: belongs to VM t0" in error.message
     assert "a VM of 4 GPUs" in error.hint
 
 
@@ -255,6 +255,15 @@ def test_switches_in_a_vm_rule_out_shared_mode() -> None:
 
 
 # --- what cannot be given out ---
+
+
+def test_nvme_devices_of_the_host_are_named_when_one_is_missing() -> None:
+    topology = host()
+    for item in topology["pci"]:
+        if item["role"] == "nvme":
+            item["driver"] = "nvme"
+    error = refusal([request("a", 1, nvme=1)], "shared_nvswitch", topology)
+    assert "needs 1 NVMe devices, 0 are free (not available: 0000:27:00.0: its driver is nvme" in error.message
 
 
 def test_devices_off_vfio_are_not_given_out_but_can_be_planned_for() -> None:
