@@ -53,7 +53,7 @@ class Tuned(Step):
         ours = self._ours()
         # A TuneD that was there before keeps its profile until the new boot is verified; one that came with the
         # conversion runs under our token only, so it may have the profile from the start.
-        stage = "apply" if ours or self.context.under_token else "commit"
+        stage = "apply" if ours or self.context.journal.state == "committed" else "commit"
         changes = self.plan_file(self._profile(), _PROFILE_TEXT.format(mask=cpu_mask(wanted.housekeeping_cpus)))
         if ours:
             condition = f"[Unit]\nConditionKernelCommandLine={TOKEN}={self.context.id}\n"
