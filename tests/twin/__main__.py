@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tests.twin import agreement, description, recorded
 from tests.twin.images.process import BakeError
-from tests.twin.lifecycle import DEFAULT_MACHINE, RUNNING, Server, TwinError
+from tests.twin.lifecycle import DEFAULT_MACHINE, Server, TwinError
+from tests.twin.supervisor import RUNNING
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,14 +23,22 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         if name != "record":
-            command.add_argument("machine", nargs="?", default=DEFAULT_MACHINE, help=f"one of: {', '.join(description.names())}")
-            command.add_argument("--variant", choices=sorted(description.VARIANTS), help="the same machine, set up differently")
-            command.add_argument("--dir", type=Path, help="where overlay, logs and state lie (default .work/twin/MACHINE)")
+            command.add_argument(
+                "machine", nargs="?", default=DEFAULT_MACHINE, help=f"one of: {', '.join(description.names())}"
+            )
+            command.add_argument(
+                "--variant", choices=sorted(description.VARIANTS), help="the same machine, set up differently"
+            )
+            command.add_argument(
+                "--dir", type=Path, help="where overlay, logs and state lie (default .work/twin/MACHINE)"
+            )
         return command
 
     up = add("up", "boot a server and return when it answers over SSH")
     up.add_argument("--keep", action="store_true", help="keep it running until 'down', whoever dies")
-    up.add_argument("--owner", type=int, metavar="PID", help="end it when this process dies (default: the caller of this command)")
+    up.add_argument(
+        "--owner", type=int, metavar="PID", help="end it when this process dies (default: the caller of this command)"
+    )
     add("down", "end a server; its logs stay")
     add("status", "say whether a server runs; exit status 1 when not")
     ssh = add("ssh", "log in, or run what follows '--'")
@@ -42,8 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("machine", help=f"one of: {', '.join(description.names())}")
     record.add_argument("directory", type=Path, help="new or empty directory")
     record.add_argument("--variant", choices=sorted(description.VARIANTS))
-    record.add_argument("--scale", choices=description.SCALES, default="boot", help="CPUs and memory as booted, or as sold")
-    record.add_argument("--drivers", choices=recorded.DRIVERS, default="native", help="who holds the passthrough devices")
+    record.add_argument(
+        "--scale", choices=description.SCALES, default="boot", help="CPUs and memory as booted, or as sold"
+    )
+    record.add_argument(
+        "--drivers", choices=recorded.DRIVERS, default="native", help="who holds the passthrough devices"
+    )
     return parser
 
 
@@ -65,7 +78,7 @@ def _run(arguments: argparse.Namespace, remote: list[str]) -> int:
         return 0 if state["status"] == RUNNING else 1
     elif arguments.command == "ssh":
         words = server.ssh_command(arguments.user)
-        os.execvp(words[0], [*words, *remote])  # noqa: S606
+        os.execvp(words[0], [*words, *remote])
     elif arguments.command == "inventory":
         if arguments.output:
             server.inventory(arguments.output, arguments.user)

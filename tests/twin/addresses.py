@@ -3,15 +3,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where every PCI function of an emulated server appears: the one place that knows addresses.
 
-Slots are set by us (``qemu.py`` passes them on). Bus numbers are given by the firmware and kept by Linux: depth first, in the
-order of slots, one number for the bus below each bridge. The comparison of the recorded tree with the booted kernel
-(``agreement.py``) fails where this page and the firmware disagree.
+Slots are set by us (``qemu.py`` passes them on). Bus numbers are given by the firmware and kept by Linux: depth first,
+in the order of slots, one number for the bus below each bridge. The comparison of the recorded tree with the booted
+kernel (``agreement.py``) fails where this page and the firmware disagree.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 from tests.twin.description import Device, HostBridge, Machine, Switch
 
@@ -31,11 +30,11 @@ class Function:
     slot: int
     function: int
     root_bus: int
-    node: Optional[int]
-    parent: Optional[str]  # id of the bridge above
-    secondary: Optional[int] = None  # of bridges: the bus below and the last bus below that
-    subordinate: Optional[int] = None
-    device: Optional[Device] = None
+    node: int | None
+    parent: str | None  # id of the bridge above
+    secondary: int | None = None  # of bridges: the bus below and the last bus below that
+    subordinate: int | None = None
+    device: Device | None = None
 
     @property
     def bdf(self) -> str:
@@ -60,7 +59,7 @@ def _below(bridge: HostBridge, index: int) -> list[Function]:
     result: list[Function] = []
     bus = bridge.bus
 
-    def add(name: str, kind: str, at: tuple[int, int, int], parent: Optional[str], **more: object) -> None:
+    def add(name: str, kind: str, at: tuple[int, int, int], parent: str | None, **more: object) -> None:
         result.append(Function(name, kind, *at, bridge.bus, bridge.node, parent, **more))  # type: ignore[arg-type]
 
     for slot, port in enumerate(bridge.ports):
@@ -98,9 +97,9 @@ def module_ids(machine: Machine) -> dict[str, int]:
 def iommu_groups(machine: Machine) -> dict[str, int]:
     """BDF -> IOMMU group as Linux numbers them; empty without an IOMMU.
 
-    A group is what cannot be told apart on the bus: QEMU's root ports have ACS, its switch ports and the functions of one slot
-    have not. Linux numbers groups as it finds devices: the first root bus, then the expanders from the last to the first,
-    all functions of a bus before the buses below.
+    A group is what cannot be told apart on the bus: QEMU's root ports have ACS, its switch ports and the functions of
+    one slot have not. Linux numbers groups as it finds devices: the first root bus, then the expanders from the last
+    to the first, all functions of a bus before the buses below.
     """
     if machine.iommu is None:
         return {}

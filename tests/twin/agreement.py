@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Do the recorded tree and the booted kernel agree? Attribute by attribute, for everything that ``collector.py`` lists.
 
-Values are compared as they are, but for the ones that cannot be known before a boot: those are reduced to what matters of them
-(``_REDUCE``) or, as a last resort, named in ``RECORDED_ONLY`` with the reason. A report prints that list each time.
+Values are compared as they are, but for the ones that cannot be known before a boot: those are reduced to what matters
+of them (``_REDUCE``) or, as a last resort, named in ``RECORDED_ONLY`` with the reason. A report prints that list each
+time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from tests.twin.lifecycle import Server, TwinError
 RECORDED_ONLY: tuple[tuple[str, str], ...] = (
     (r"proc/sys/kernel/osrelease", "the kernel's version follows the mirror"),
     (r"proc/sys/kernel/random/boot_id", "new with each boot"),
-    (r"sys/class/block/[^/]*/(dev|size)", "sizes and numbers of the image's disk; NVMe numbers follow the order of probing"),
+    (
+        r"sys/class/block/[^/]*/(dev|size)",
+        "sizes and numbers of the image's disk; NVMe numbers follow the order of probing",
+    ),
 )
 
 EXPRESS_CAPABILITY = 0x10
@@ -42,10 +46,15 @@ def _data(value: str) -> bytes:
 
 
 def reduce_config(value: str) -> str:
-    """Identity and PCI Express capability of a configuration space: addresses, interrupts and control bits are the kernel's."""
+    """Identity and PCI Express capability of a configuration space; addresses and control bits are the kernel's."""
     data = _data(value)
     vendor, device = struct.unpack_from("<HH", data, 0)
-    words = [f"{vendor:04x}:{device:04x}", f"class {data[0x0B:0x07:-1].hex()}", f"header {data[0x0E]:02x}"]
+    words = [
+        f"{vendor:04x}:{device:04x}",
+        f"class {data[0x0B:0x08:-1].hex()}",
+        f"revision {data[0x08]:02x}",
+        f"header {data[0x0E]:02x}",
+    ]
     if data[0x0E] & 0x7F == 0:
         words.append("subsystem {:04x}:{:04x}".format(*struct.unpack_from("<HH", data, 0x2C)))
     at = data[0x34] if data[0x06] & 0x10 else 0
@@ -101,7 +110,9 @@ def reduce_mountinfo(value: str) -> str:
 
 def reduce_route(value: str) -> str:
     """Interface, destination, gateway and mask."""
-    return str(sorted((words[0], words[1], words[2], words[7]) for words in map(str.split, value.splitlines()[1:]) if words))
+    return str(
+        sorted((words[0], words[1], words[2], words[7]) for words in map(str.split, value.splitlines()[1:]) if words)
+    )
 
 
 def reduce_release(value: str) -> str:
@@ -127,7 +138,7 @@ _REDUCE: tuple[tuple[str, Callable[[str], str]], ...] = (
 
 
 def canonical(attributes: dict[str, str]) -> dict[str, str]:
-    """The attributes, each reduced to what can be known, NVMe controllers named by address: they are probed in any order."""
+    """Each attribute reduced to what can be known; NVMe controllers, probed in any order, are named by address."""
     names = {
         path.rpartition("/")[2]: value.split("/nvme/")[0].rpartition("/")[2]
         for path, value in attributes.items()
@@ -163,7 +174,7 @@ def collect_from(server: Server) -> dict[str, str]:
     """
     script = Path(collector.__file__).read_bytes()
     command = [*server.ssh_command(), "python3 - /"]
-    done = subprocess.run(command, input=script, capture_output=True, check=False)  # noqa: S603
+    done = subprocess.run(command, input=script, capture_output=True, check=False)
     if done.returncode != 0:
         raise TwinError(f"The attributes cannot be read: {done.stderr.decode(errors='replace').strip()}")
     result: dict[str, str] = json.loads(done.stdout)

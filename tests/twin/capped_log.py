@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A log file that a flood cannot fill the disk with.
 
-QEMU repeats some messages millions of times ("iommu map to non memory area" whenever a nested guest maps device memory for
-peers). Lines that differ in numbers alone count as the same; each is kept a few times and counted from then on.
+QEMU repeats some messages millions of times ("iommu map to non memory area" whenever a nested guest maps device memory
+for peers). Lines that differ in numbers alone count as the same; each is kept a few times and counted from then on.
 """
 
 from __future__ import annotations

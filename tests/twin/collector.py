@@ -15,15 +15,33 @@ import json
 import os
 import sys
 
-# (pattern of directories, names of files and links in them). A link's value is its target, "-> ../../x"; a file's is its text,
-# "base64:..." when it is none. "." stands for the directory's existence. Unreadable files have the value "".
+# (pattern of directories, names of files and links in them). A link's value is its target, "-> ../../x"; a file's is
+# its text, "base64:..." when it is none. "." stands for the directory's existence. Unreadable files have the value "".
 ATTRIBUTES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sys/bus/pci/devices", ("*",)),
     (
         "sys/bus/pci/devices/*",
         (
-            *("class", "vendor", "device", "subsystem_vendor", "subsystem_device", "revision", "numa_node", "local_cpulist"),
-            *("resource", "config", "max_link_speed", "max_link_width", "driver", "driver_override", "iommu_group", "physfn"),
+            *(
+                "class",
+                "vendor",
+                "device",
+                "subsystem_vendor",
+                "subsystem_device",
+                "revision",
+                "numa_node",
+                "local_cpulist",
+            ),
+            *(
+                "resource",
+                "config",
+                "max_link_speed",
+                "max_link_width",
+                "driver",
+                "driver_override",
+                "iommu_group",
+                "physfn",
+            ),
             *("reset_method", "sriov_totalvfs", "sriov_numvfs", "subsystem"),
         ),
     ),

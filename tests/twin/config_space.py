@@ -21,7 +21,8 @@ MULTIFUNCTION = 0x80
 FIRST_BAR = 0x10
 CAPABILITIES_POINTER = 0x34
 
-# Bits of the command register that an endpoint without legacy interrupts implements: memory, bus master, SERR, INTx disable.
+# Bits of the command register that an endpoint without legacy interrupts implements: memory, bus master, SERR, INTx
+# disable.
 COMMAND_WRITABLE = 0x0506
 
 BAR_64BIT_PREFETCHABLE = 0x0C
@@ -126,13 +127,19 @@ class ConfigSpace:
         speed = LINK_SPEED_CODES[link.gtps]
         self._put(EXPRESS, "B", EXPRESS_CAPABILITY_ID)
         self._put(EXPRESS + 2, "H", EXPRESS_VERSION_2_ENDPOINT)
-        self._put(EXPRESS_DEVICE_CAPABILITIES, "I", PAYLOAD_256 | EXTENDED_TAG | ROLE_BASED_ERRORS | (FLR_CAPABLE if flr else 0))
+        self._put(
+            EXPRESS_DEVICE_CAPABILITIES,
+            "I",
+            PAYLOAD_256 | EXTENDED_TAG | ROLE_BASED_ERRORS | (FLR_CAPABLE if flr else 0),
+        )
         self._put(EXPRESS_DEVICE_CONTROL, "H", 0x2810, DEVICE_CONTROL_WRITABLE | (FLR_START if flr else 0))
         self._put(EXPRESS_LINK_CAPABILITIES, "I", speed | link.width << 4)
         self._put(EXPRESS_LINK_CONTROL, "H", 0, LINK_CONTROL_WRITABLE)
         self._put(EXPRESS_LINK_STATUS, "H", speed | link.width << 4)
         self._put(EXPRESS_DEVICE_CONTROL_2, "H", 0, DEVICE_CONTROL_2_WRITABLE)
-        self._put(EXPRESS_LINK_CAPABILITIES_2, "I", ((1 << speed) - 1) << 1)  # bit 1 is 2.5 GT/s: all speeds up to the maximum
+        self._put(
+            EXPRESS_LINK_CAPABILITIES_2, "I", ((1 << speed) - 1) << 1
+        )  # bit 1 is 2.5 GT/s: all speeds up to the maximum
         self._put(EXPRESS_LINK_CONTROL_2, "H", speed, 0x000F)
 
     def _extended(self, endpoint: Endpoint) -> None:

@@ -3,17 +3,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The machine description: YAML to typed data, checked in full before anything is built from it.
 
-A description is the single source of an emulated server: of its QEMU command line (``qemu.py``), of the config spaces of its
-endpoints (``config_space.py``) and of its recorded tree (``recorded.py``). ``machines/hgx-h200.yml`` shows every element.
+A description is the single source of an emulated server: of its QEMU command line (``qemu.py``), of the config spaces
+of its endpoints (``config_space.py``) and of its recorded tree (``recorded.py``). ``machines/hgx-h200.yml`` shows
+every element.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional, Union
+from typing import Any
 
 import yaml
 
@@ -65,7 +67,7 @@ class Endpoint:
 
     name: str
     kind: EndpointKind
-    module_id: Optional[int]  # a GPU's number on its baseboard
+    module_id: int | None  # a GPU's number on its baseboard
     serial: int  # 64-bit device serial number, unique in the machine
 
 
@@ -86,7 +88,7 @@ class Igb:
     network: str  # one of NETWORKS
 
 
-Device = Union[Endpoint, Nvme, Igb]
+Device = Endpoint | Nvme | Igb
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Slot:
 class HostBridge:
     bus: int
     node: int
-    ports: tuple[Union[Switch, Slot], ...]
+    ports: tuple[Switch | Slot, ...]
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,10 @@ class Scale:
 class Machine:
     name: str
     title: str
-    variant: Optional[str]
+    variant: str | None
     scales: Mapping[str, Scale]
     nodes: tuple[Node, ...]
-    iommu: Optional[str]  # one of IOMMU_KINDS, None when the firmware offers none
+    iommu: str | None  # one of IOMMU_KINDS, None when the firmware offers none
     switch_link: Link
     host_bridges: tuple[HostBridge, ...]
 
@@ -165,7 +167,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in MACHINES.glob("*.yml"))
 
 
-def load(machine: str, variant: Optional[str] = None) -> Machine:
+def load(machine: str, variant: str | None = None) -> Machine:
     """Read the description called ``machine`` (or the file at that path) and apply ``variant``."""
     path = Path(machine) if machine.endswith(".yml") else MACHINES / f"{machine}.yml"
     if not path.is_file():
@@ -201,7 +203,9 @@ class _Parser:
     def fault(self, where: str, value: object, expected: str) -> None:
         self.faults.append(f"{where}: {value!r}; expected {expected}")
 
-    def mapping(self, data: Any, where: str, required: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Any]:
+    def mapping(
+        self, data: Any, where: str, required: set[str], optional: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
         if not isinstance(data, dict):
             self.fault(where, data, "a mapping")
             return {}
@@ -228,7 +232,9 @@ class _Parser:
     def text(self, data: dict[str, Any], key: str, where: str, pattern: str = r".+") -> str:
         value = data.get(key, "")
         if key in data and not (isinstance(value, str) and re.fullmatch(pattern, value)):
-            self.fault(f"{where}.{key}", value, f"text like {pattern}" + ("" if isinstance(value, str) else " (quote it)"))
+            self.fault(
+                f"{where}.{key}", value, f"text like {pattern}" + ("" if isinstance(value, str) else " (quote it)")
+            )
         return str(value)
 
     def choice(self, data: dict[str, Any], key: str, where: str, choices: tuple[str, ...]) -> str:
@@ -253,7 +259,9 @@ class _Parser:
         if top.get("schema", 1) != 1:
             self.fault("schema", top["schema"], "1")
         scales = {name: self.scale(top.get("scale"), name) for name in SCALES}
-        nodes = tuple(self.node(item, f"nodes[{i}]", i, top) for i, item in enumerate(self.items(top.get("nodes"), "nodes")))
+        nodes = tuple(
+            self.node(item, f"nodes[{i}]", i, top) for i, item in enumerate(self.items(top.get("nodes"), "nodes"))
+        )
         for name, scale in scales.items():
             sockets = {node.socket for node in nodes}
             if sockets != set(range(scale.sockets)):
@@ -327,7 +335,8 @@ class _Parser:
 
     def bars(self, data: Any, where: str) -> dict[int, int]:
         result: dict[int, int] = {}
-        for index, text in self.mapping(data, where, set(), frozenset("024")).items():
+        entries: dict[Any, Any] = self.mapping(data, where, set(), frozenset("024"))
+        for index, text in entries.items():
             match = re.fullmatch(r"([1-9][0-9]*)(KiB|MiB|GiB)", text) if isinstance(text, str) else None
             size = int(match[1]) * _SIZES[match[2]] if match else 0
             if size < 4096 or size & (size - 1):
@@ -338,8 +347,12 @@ class _Parser:
 
     def link(self, data: dict[str, Any], where: str) -> Link:
         value = data.get("link", [2.5, 1])
-        if not (isinstance(value, list) and len(value) == 2 and value[0] in LINK_SPEED_CODES and value[1] in LINK_WIDTHS):
-            self.fault(f"{where}.link", value, f"[GT/s, lanes], GT/s of {list(LINK_SPEED_CODES)}, lanes of {list(LINK_WIDTHS)}")
+        if not (
+            isinstance(value, list) and len(value) == 2 and value[0] in LINK_SPEED_CODES and value[1] in LINK_WIDTHS
+        ):
+            self.fault(
+                f"{where}.link", value, f"[GT/s, lanes], GT/s of {list(LINK_SPEED_CODES)}, lanes of {list(LINK_WIDTHS)}"
+            )
             return Link(2.5, 1)
         return Link(float(value[0]), value[1])
 
@@ -352,7 +365,7 @@ class _Parser:
             ports=tuple(self.port(port, f"{where}.ports[{i}]") for i, port in enumerate(ports)),
         )
 
-    def port(self, item: Any, where: str) -> Union[Switch, Slot]:
+    def port(self, item: Any, where: str) -> Switch | Slot:
         data = self.mapping(item, where, set(), frozenset({"switch", "functions"}))
         if len(data) != 1:
             self.fault(where, item, "either switch: or functions:")
@@ -405,10 +418,18 @@ class _Parser:
     def check_buses(self, bridges: tuple[HostBridge, ...]) -> None:
         """Each root bus must leave room for the buses that the firmware numbers below it."""
         limits = [bridge.bus for bridge in bridges[1:]] + [0x100]
-        for index, (bridge, limit) in enumerate(zip(bridges, limits)):
+        for index, (bridge, limit) in enumerate(zip(bridges, limits, strict=False)):
             last = bridge.bus + sum(2 + len(port.devices) if isinstance(port, Switch) else 1 for port in bridge.ports)
             if last >= limit:
-                self.fault(f"host_bridges[{index}].bus", hex(bridge.bus), f"ascending, with room up to bus {last:#04x} below it")
-        management = [d for b in bridges for p in b.ports for d in p.devices if isinstance(d, Igb) and d.network == "management"]
+                self.fault(
+                    f"host_bridges[{index}].bus",
+                    hex(bridge.bus),
+                    f"ascending, with room up to bus {last:#04x} below it",
+                )
+        management = [
+            d for b in bridges for p in b.ports for d in p.devices if isinstance(d, Igb) and d.network == "management"
+        ]
         if len(management) != 1:
-            self.fault("host_bridges", f"{len(management)} cards with network management", "exactly one, which carries SSH")
+            self.fault(
+                "host_bridges", f"{len(management)} cards with network management", "exactly one, which carries SSH"
+            )

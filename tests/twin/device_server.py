@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The devices of an emulated server: one process that answers QEMU's vfio-user clients for every inert endpoint.
 
-Run as ``python -m tests.twin.device_server DESCRIPTION DIRECTORY``: it listens on DIRECTORY/<endpoint name>, prints ``ready``
-and serves until it is killed. An endpoint is a configuration space (``config_space.py``) and BARs that read zero and swallow
-writes. The protocol is QEMU's "vfio-user Protocol Specification" (https://www.qemu.org/docs/master/interop/vfio-user.html);
-little-endian, a 16-byte header before each message. It has no DMA and raises no interrupts, so QEMU's DMA mappings are
-acknowledged and their file descriptors closed.
+Run as ``python -m tests.twin.device_server DESCRIPTION DIRECTORY``: it listens on DIRECTORY/<endpoint name>, prints
+``ready`` and serves until it is killed. An endpoint is a configuration space (``config_space.py``) and BARs that read
+zero and swallow writes. The protocol is QEMU's "vfio-user Protocol Specification"
+(https://www.qemu.org/docs/master/interop/vfio-user.html); little-endian, a 16-byte header before each message. It has
+no DMA and raises no interrupts, so QEMU's DMA mappings are acknowledged and their file descriptors closed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from typing import Optional
 
 from tests.twin.config_space import SIZE as CONFIG_SIZE
 from tests.twin.config_space import ConfigSpace
@@ -56,7 +55,7 @@ class Device:
         self.config = ConfigSpace(endpoint, multifunction)
         self.bars = endpoint.kind.bars
 
-    def answer(self, command: int, payload: bytes) -> Optional[bytes]:
+    def answer(self, command: int, payload: bytes) -> bytes | None:
         """The payload of the reply, ``None`` for a command that is not supported."""
         if command == REGION_READ:
             offset, region, count = REGION.unpack_from(payload)
@@ -132,7 +131,7 @@ class Connection:
 
 
 def listen(devices: dict[str, Device], directory: Path) -> selectors.BaseSelector:
-    """Open one listening socket per device, named as the device. Relative directories keep within the 108 bytes of a path."""
+    """Open one listening socket per device, named as the device. A relative directory keeps the path short."""
     selector = selectors.DefaultSelector()
     for name, device in devices.items():
         path = directory / name

@@ -3,16 +3,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """An emulated server from power-on to SSH and off again.
 
-One runs at a time per cache (a lock), each in a directory of its own (``.work/twin/<machine>`` unless told otherwise). What it
-changes lies in an overlay and a copy of the firmware's variables that are removed with it; logs and ``state.json`` stay.
+One runs at a time per cache (a lock), each in a directory of its own (``.work/twin/<machine>`` unless told otherwise).
+What it changes lies in an overlay and a copy of the firmware's variables that are removed with it; logs and
+``state.json`` stay.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import re
+import select
 import shlex
 import signal
 import socket
@@ -20,9 +23,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 
@@ -50,7 +53,7 @@ class TwinError(Exception):
 
 
 def cache_directory() -> Path:
-    """Where images, the lock and boot times live: ``$TOPOVIRT_CACHE``, else ``topovirt`` in the user's cache directory."""
+    """Where images, lock and boot times live: ``$TOPOVIRT_CACHE``, else ``topovirt`` in the user's cache directory."""
     if "TOPOVIRT_CACHE" in os.environ:
         return Path(os.environ["TOPOVIRT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topovirt"
@@ -75,7 +78,8 @@ class Lock:
             os.close(descriptor)
             other = self.holder()
             raise TwinError(
-                f"Another emulated server runs: {other.get('machine', 'unknown')} in {other.get('directory', 'unknown')}, "
+                f"Another emulated server runs: {other.get('machine', 'unknown')} "
+                f"in {other.get('directory', 'unknown')}, "
                 f"started {other.get('started', 'unknown')} by process {other.get('pid', 'unknown')} "
                 f"({other.get('command', 'unknown')}). Only one fits on a machine. End it with: "
                 f"python -m tests.twin down --dir {other.get('directory', 'DIR')}"
@@ -108,7 +112,7 @@ class BootTimes:
             return {}
         return data if isinstance(data, dict) else {}
 
-    def usual(self, machine: str) -> Optional[float]:
+    def usual(self, machine: str) -> float | None:
         """Median of the last boots in seconds."""
         times = self._all().get(machine)
         return statistics.median(times) if times else None
@@ -119,12 +123,13 @@ class BootTimes:
         supervisor.write_json(self.path, data)
 
 
-def start_supervised(directory: Path, launch: Launch, lock: int, owner: Optional[int]) -> int:
+def start_supervised(directory: Path, launch: Launch, lock: int, owner: int | None) -> int:
     """Start the supervisor and wait until its programs run.
 
     :param lock: file descriptor that the supervisor keeps open.
     :param owner: pid of the process whose death ends the server; ``None`` for nobody.
-    :returns: file descriptor of the control pipe: write ``supervisor.KEEP_GOING`` once the server is up. Closing it before
+    :returns: file descriptor of the control pipe: write ``supervisor.KEEP_GOING`` once the server is up. Closing it
+    before
         that, also by dying, ends the server.
     :raises TwinError: a program did not start, or there is no such owner.
     """
@@ -136,10 +141,12 @@ def start_supervised(directory: Path, launch: Launch, lock: int, owner: Optional
         try:
             inherited.append(os.pidfd_open(owner))
         except OSError as error:
-            raise TwinError(f"Owner process {owner}: {error.strerror}. Name a running process, or use --keep.") from error
+            raise TwinError(
+                f"Owner process {owner}: {error.strerror}. Name a running process, or use --keep."
+            ) from error
         arguments.append(str(inherited[-1]))
     with (directory / "supervisor.log").open("ab") as log:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             [sys.executable, "-m", "tests.twin.supervisor", *arguments],
             cwd=CHECKOUT,
             stdin=subprocess.DEVNULL,
@@ -189,18 +196,20 @@ class Server:
     def __init__(
         self,
         machine: str = DEFAULT_MACHINE,
-        variant: Optional[str] = None,
-        directory: Optional[Path] = None,
-        cache: Optional[Path] = None,
+        variant: str | None = None,
+        directory: Path | None = None,
+        cache: Path | None = None,
         say: Callable[[str], None] = lambda text: print(text, end="", flush=True),
     ) -> None:
         self.machine_name = machine
         self.variant = variant
-        self.directory = (directory or CHECKOUT / ".work" / "twin" / "-".join(filter(None, (machine, variant)))).absolute()
+        self.directory = (
+            directory or CHECKOUT / ".work" / "twin" / "-".join(filter(None, (machine, variant)))
+        ).absolute()
         self.cache = cache or cache_directory()
         self.say = say
 
-    def up(self, owner: Optional[int] = None) -> float:
+    def up(self, owner: int | None = None) -> float:
         """Boot to the first command that SSH runs; returns the seconds from power-on.
 
         :param owner: pid of the process whose death ends the server; ``None`` keeps it until :meth:`down`.
@@ -230,6 +239,9 @@ class Server:
             self._wait_for_ssh(begin)
             seconds = time.monotonic() - begin
             os.write(control, supervisor.KEEP_GOING)
+        except BaseException:
+            self.down()
+            raise
         finally:
             os.close(control)
         BootTimes(self.cache).add(machine.name, seconds)
@@ -244,7 +256,7 @@ class Server:
             old.unlink(missing_ok=True)
         environment = qemu_environment(images)
         overlay = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(images.host_disk), qemu.ROOT_DISK]
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [*img_command(images), *overlay],
             cwd=self.directory,
             env={**os.environ, **environment},
@@ -299,7 +311,9 @@ class Server:
             if self._answers() and self.run("true", timeout=30).returncode == 0:
                 return
             if self.status()["status"] != RUNNING:
-                raise TwinError(f"\nThe emulated server ended while booting: {self.status()['reason']}.\n{self._last_words()}")
+                raise TwinError(
+                    f"\nThe emulated server ended while booting: {self.status()['reason']}.\n{self._last_words()}"
+                )
             time.sleep(0.3)
         raise TwinError(f"\nSSH does not answer after {SSH_TIMEOUT_S:.0f} s.\n{self._last_words()}")
 
@@ -317,12 +331,15 @@ class Server:
         return "\n".join([*words, f"--- all logs: {self.directory}"])
 
     def status(self) -> dict[str, Any]:
-        """What ``state.json`` says, corrected when its supervisor was killed; ``status`` is "running", "ended" or "none"."""
+        """What ``state.json`` says, corrected when the supervisor was killed; its status: running, ended or none."""
         try:
             data = json.loads((self.directory / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {"status": "none", "reason": f"there is no server in {self.directory}"}
-        if data["status"] == RUNNING and supervisor.start_time(data["supervisor"]["pid"]) != data["supervisor"]["start_time"]:
+        if (
+            data["status"] == RUNNING
+            and supervisor.start_time(data["supervisor"]["pid"]) != data["supervisor"]["start_time"]
+        ):
             data.update(status="ended", reason="its supervisor was killed")
         result: dict[str, Any] = data
         return result
@@ -336,19 +353,21 @@ class Server:
         """Pull the plug. Does nothing when no server runs."""
         state = self.status()
         if state["status"] == RUNNING:
-            pidfd = os.pidfd_open(state["supervisor"]["pid"])
-            try:
-                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-                end = time.monotonic() + STOP_TIMEOUT_S
-                while time.monotonic() < end and self.status()["status"] == RUNNING:
-                    time.sleep(0.05)
-                if self.status()["status"] == RUNNING:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            finally:
-                os.close(pidfd)
+            with contextlib.suppress(ProcessLookupError):
+                self._end(state["supervisor"]["pid"])
         self._remove_disposable()
+
+    @staticmethod
+    def _end(pid: int) -> None:
+        """Ask the supervisor to end and wait until it has; then the lock is free as well."""
+        pidfd = os.pidfd_open(pid)
+        try:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(pidfd, number)
+                if select.select([pidfd], [], [], STOP_TIMEOUT_S)[0]:
+                    return
+        finally:
+            os.close(pidfd)
 
     def _remove_disposable(self) -> None:
         """What a supervisor removes at its end, in case it was killed."""
@@ -366,7 +385,14 @@ class Server:
         """Options that keep the user's own SSH configuration and known hosts out of it."""
         return [
             *("-F", "/dev/null", "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR"),
-            *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "GlobalKnownHostsFile=/dev/null"),
+            *(
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+                "-o",
+                "GlobalKnownHostsFile=/dev/null",
+            ),
         ]
 
     def ssh_command(self, user: str = "root") -> list[str]:
@@ -377,14 +403,16 @@ class Server:
         ssh = self._running()["ssh"]
         return ["ssh", *self.ssh_options(), "-i", ssh["key"], "-p", str(ssh["port"]), f"{user}@{ssh['host']}"]
 
-    def run(self, command: str, timeout: Optional[float] = None, data: Optional[str] = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: str, timeout: float | None = None, data: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a shell command as root on the server; its exit status is not judged.
 
         :param data: given to the command as standard input.
         """
         words = [*self.ssh_command(), command]
         try:
-            return subprocess.run(  # noqa: S603
+            return subprocess.run(
                 words, input=data or "", capture_output=True, text=True, errors="replace", timeout=timeout, check=False
             )
         except subprocess.TimeoutExpired:
@@ -395,7 +423,9 @@ class Server:
 
         :raises TwinError: with what the command said.
         """
-        done = subprocess.run([*self.ssh_command(), command], stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
+        done = subprocess.run(
+            [*self.ssh_command(), command], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
         if done.returncode != 0:
             raise TwinError(f"'{command[:80]}' failed on the server: {done.stderr.decode(errors='replace').strip()}")
         return done.stdout

@@ -3,16 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Machine description -> arguments of QEMU (10.1 or newer). Pure: nothing is opened, started or looked up.
 
-File names are relative to the directory of the run, which QEMU and the device server have as their working directory: socket
-paths may not be longer than 108 bytes. Devices on the first root bus name ``bus=pcie.0``, because QEMU otherwise puts them on
-any bus with a free slot, a pxb included, and may fail.
+File names are relative to the directory of the run, which QEMU and the device server have as their working directory:
+socket paths may not be longer than 108 bytes. Devices on the first root bus name ``bus=pcie.0``, because QEMU
+otherwise puts them on any bus with a free slot, a pxb included, and may fail.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Union
 
 from tests.twin.addresses import FIRST_EXPANDER_SLOT, ROOT_DISK_SLOT, module_ids
 from tests.twin.description import Device, Endpoint, HostBridge, Igb, Link, Machine, Nvme, Switch
@@ -35,13 +34,27 @@ ANSWER_TIMEOUT_MS = 120_000
 PHYS_BITS = 48
 FIRST_MAC_TAIL = 0x56
 
-# An AMD CPU, because QEMU emulates AMD's virtualization (svm) and not Intel's; the second generation, because Linux takes the
-# caches that a first-generation EPYC shares from its APIC ids, which spans our small sockets. Of the model's features TCG
-# lacks those with a minus, and topoext, which only describes the topology: without it Linux sees no SMT siblings.
+# An AMD CPU, because QEMU emulates AMD's virtualization (svm) and not Intel's; the second generation, because Linux
+# takes the caches that a first-generation EPYC shares from its APIC ids, which spans our small sockets. Of the model's
+# features TCG lacks those with a minus, and topoext, which only describes the topology: without it Linux sees no SMT
+# siblings.
 _CPU_WITHOUT = (
-    *("fxsr-opt", "misalignsse", "osvw", "perfctr-core", "clzero", "ibpb", "amd-stibp", "nrip-save", "xsavec", "xsaves"),
+    *(
+        "fxsr-opt",
+        "misalignsse",
+        "osvw",
+        "perfctr-core",
+        "clzero",
+        "ibpb",
+        "amd-stibp",
+        "nrip-save",
+        "xsavec",
+        "xsaves",
+    ),
 )
-CPU = ",".join(["EPYC-Rome-v1", "+svm", f"phys-bits={PHYS_BITS}", "x-force-features=on"] + [f"-{name}" for name in _CPU_WITHOUT])
+CPU = ",".join(
+    ["EPYC-Rome-v1", "+svm", f"phys-bits={PHYS_BITS}", "x-force-features=on"] + [f"-{name}" for name in _CPU_WITHOUT]
+)
 
 TRANSLATION_CACHE_MIB = 512
 
@@ -77,7 +90,10 @@ def _platform(machine: Machine) -> list[str]:
     result += ["-M", "q35,kernel-irqchip=split,sata=off,smbus=off,vmport=off"]
     result += ["-accel", f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"]
     result += ["-cpu", CPU]
-    result += ["-smp", f"{scale.cpus},sockets={scale.sockets},cores={scale.cores_per_socket},threads={scale.threads_per_core}"]
+    result += [
+        "-smp",
+        f"{scale.cpus},sockets={scale.sockets},cores={scale.cores_per_socket},threads={scale.threads_per_core}",
+    ]
     result += ["-m", f"{scale.memory_gib_per_node * len(machine.nodes)}G"]
     for node in machine.nodes:
         # Nodes of one socket share its CPUs evenly. Devices behind vfio-user need shared memory.
@@ -120,7 +136,10 @@ def _host_bridge(machine: Machine, bridge: HostBridge, index: int) -> list[str]:
     for number, port in enumerate(bridge.ports):
         name = f"{index}x{number}"
         # A chassis and slot pair names a physical slot and must be unique.
-        result += ["-device", f"pcie-root-port,id=rp{name},bus={pxb},addr={number:#x},chassis={index},slot={number},{link},hotplug=off"]
+        result += [
+            "-device",
+            f"pcie-root-port,id=rp{name},bus={pxb},addr={number:#x},chassis={index},slot={number},{link},hotplug=off",
+        ]
         if isinstance(port, Switch):
             result += ["-device", f"cxl-upstream,id=up{name},bus=rp{name},{link}"]
             for below, device in enumerate(port.devices):
@@ -130,7 +149,7 @@ def _host_bridge(machine: Machine, bridge: HostBridge, index: int) -> list[str]:
                 result += _device(machine, device, {"bus": downstream, "addr": "0"})
         else:
             for function, device in enumerate(port.devices):
-                place_in_slot: dict[str, Union[str, bool]] = {"bus": f"rp{name}", "addr": f"0.{function}"}
+                place_in_slot: dict[str, str | bool] = {"bus": f"rp{name}", "addr": f"0.{function}"}
                 if len(port.devices) > 1:
                     place_in_slot["multifunction"] = True
                 result += _device(machine, device, place_in_slot)
@@ -141,18 +160,18 @@ def _link(link: Link) -> str:
     return f"x-speed={_SPEEDS[link.gtps]},x-width={link.width}"
 
 
-def _device(machine: Machine, device: Device, place: dict[str, Union[str, bool]]) -> list[str]:
+def _device(machine: Machine, device: Device, place: dict[str, str | bool]) -> list[str]:
     if isinstance(device, Endpoint):
         socket = {"type": "unix", "path": f"{DEVICE_SOCKETS}/{device.name}"}
         return _json_device("vfio-user-pci", device.name, place, {"socket": socket, "x-msg-timeout": ANSWER_TIMEOUT_MS})
     if isinstance(device, Nvme):
         drive = f"file={nvme_image(device)},format=raw,if=none,id={device.name}-media,cache=unsafe,discard=unmap"
-        properties = {"drive": f"{device.name}-media", "serial": device.serial}
+        properties: dict[str, object] = {"drive": f"{device.name}-media", "serial": device.serial}
         return ["-drive", drive, *_json_device("nvme", device.name, place, properties)]
-    properties = {"mac": mac_address(machine, device)}
+    card: dict[str, object] = {"mac": mac_address(machine, device)}
     if device.network == "management":
-        properties["netdev"] = "management"
-    return _json_device("igb", device.name, place, properties)
+        card["netdev"] = "management"
+    return _json_device("igb", device.name, place, card)
 
 
 def mac_address(machine: Machine, device: Igb) -> str:
@@ -165,5 +184,5 @@ def mac_address(machine: Machine, device: Igb) -> str:
     return f"52:54:00:12:34:{FIRST_MAC_TAIL + cards.index(device):02x}"
 
 
-def _json_device(driver: str, name: str, place: dict[str, Union[str, bool]], properties: dict[str, object]) -> list[str]:
+def _json_device(driver: str, name: str, place: dict[str, str | bool], properties: dict[str, object]) -> list[str]:
     return ["-device", json.dumps({"driver": driver, "id": name, **place, **properties})]

@@ -1,10 +1,11 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Machine description -> recorded tree: /sys, /proc and /etc below a directory, as the server's booted kernel shows them.
+"""Machine description -> recorded tree: /sys, /proc and /etc as the server's booted kernel shows them.
 
-At ``boot`` scale every attribute of ``collector.py`` is what the booted kernel shows (``agreement.py`` holds both together); at
-``real`` scale CPUs and memory are those of the server as sold. The tree holds what the collection reads and nothing else.
+At ``boot`` scale every attribute of ``collector.py`` is what the booted kernel shows (``agreement.py`` holds both
+together); at ``real`` scale CPUs and memory are those of the server as sold. The tree holds what the collection reads
+and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional, Union
 
 from tests.twin.addresses import Function, functions, iommu_groups, module_ids
 from tests.twin.config_space import ConfigSpace
@@ -57,9 +57,9 @@ class Profile:
     revision: int = 0
     subsystem: tuple[int, int] = (0x1AF4, 0x1100)
     bars: dict[int, tuple[int, int]] = field(default_factory=dict)
-    port: Optional[int] = None
+    port: int | None = None
     resets: str = ""
-    driver: Optional[str] = None
+    driver: str | None = None
     header_type: int = 0
 
 
@@ -80,14 +80,29 @@ _BUILT_IN = {
         *(0x19E5, 0xA128, 0x060400, 0, (0x0000, 0x0000), {0: (0x10000, MEMORY_64)}, 5, "flr bus", "pcieport", 1),
     ),
     "downstream_port": Profile(
-        *(0x19E5, 0xA129, 0x060400, 0, (0x0000, 0x0000), {0: (0x10000, MEMORY_64)}, 6, "flr bus cxl_bus", "pcieport", 1),
+        *(
+            0x19E5,
+            0xA129,
+            0x060400,
+            0,
+            (0x0000, 0x0000),
+            {0: (0x10000, MEMORY_64)},
+            6,
+            "flr bus cxl_bus",
+            "pcieport",
+            1,
+        ),
     ),
     "nvme": Profile(0x1B36, 0x0010, 0x010802, 2, bars={0: (0x4000, MEMORY_64)}, port=0, resets="flr", driver="nvme"),
     "igb": Profile(
         *(0x8086, 0x10C9, 0x020000, 1),
         bars={
-            **{0: (0x20000, MEMORY_BAR), 1: (0x20000, MEMORY_BAR), 2: (0x20, IO_BAR), 3: (0x4000, MEMORY_64)},
-            **{7: (0x20000, MEMORY_64_PREFETCH), 10: (0x20000, MEMORY_64_PREFETCH)},  # of the virtual functions
+            0: (0x20000, MEMORY_BAR),
+            1: (0x20000, MEMORY_BAR),
+            2: (0x20, IO_BAR),
+            3: (0x4000, MEMORY_64),
+            7: (0x20000, MEMORY_64_PREFETCH),
+            10: (0x20000, MEMORY_64_PREFETCH),  # of the virtual functions
         },
         port=0,
         resets="flr pm",
@@ -161,8 +176,8 @@ class _Recorder:
         self.by_id = {function.id: function for function in self.functions}
         self.groups = iommu_groups(machine)
         self.next_address = {"io": 0x6000, "low": 0x8000_0000, "high": 0x3800_0000_0000}
-        # Network cards are probed as Linux finds their buses: the last expander first. For controllers, which are probed at
-        # the same time, no order holds.
+        # Network cards are probed as Linux finds their buses: the last expander first. For controllers, which are
+        # probed at the same time, no order holds.
         self.cards = [f for f in reversed(self.functions) if isinstance(f.device, Igb)]
         self.disks = [f for f in self.functions if isinstance(f.device, Nvme)]
 
@@ -181,7 +196,7 @@ class _Recorder:
 
     # --- writing
 
-    def file(self, path: str, content: Union[str, bytes, int]) -> None:
+    def file(self, path: str, content: str | bytes | int) -> None:
         target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content if isinstance(content, bytes) else f"{content}\n".encode())
@@ -207,7 +222,7 @@ class _Recorder:
             above = self.path(self.by_id[function.parent])
         return f"{above}/{function.bdf}"
 
-    def cpulist_of(self, node: Optional[int]) -> str:
+    def cpulist_of(self, node: int | None) -> str:
         return cpulist([cpu.number for cpu in self.cpus if node in (None, cpu.node)])
 
     def profile(self, function: Function) -> Profile:
@@ -215,7 +230,13 @@ class _Recorder:
         if isinstance(device, Endpoint):
             kind = device.kind
             return Profile(
-                *(kind.vendor, kind.device, kind.class_code, kind.revision, (kind.subsystem_vendor, kind.subsystem_device)),
+                *(
+                    kind.vendor,
+                    kind.device,
+                    kind.class_code,
+                    kind.revision,
+                    (kind.subsystem_vendor, kind.subsystem_device),
+                ),
                 bars={index: (size, MEMORY_64_PREFETCH) for index, size in kind.bars.items()},
                 resets="flr" if kind.flr else "",
                 driver="vfio-pci" if self.vfio else kind.native_driver,
@@ -235,7 +256,7 @@ class _Recorder:
         self.file(f"{path}/revision", f"0x{profile.revision:02x}")
         for name, value in (("vendor", profile.vendor), ("device", profile.device)):
             self.file(f"{path}/{name}", f"0x{value:04x}")
-        for name, value in zip(("subsystem_vendor", "subsystem_device"), profile.subsystem):
+        for name, value in zip(("subsystem_vendor", "subsystem_device"), profile.subsystem, strict=False):
             self.file(f"{path}/{name}", f"0x{value:04x}")
         self.file(f"{path}/numa_node", -1 if function.node is None else function.node)
         self.file(f"{path}/local_cpulist", self.cpulist_of(function.node))
@@ -263,7 +284,7 @@ class _Recorder:
             self.link(f"{path}/iommu_group", group)
             self.link(f"{group}/devices/{function.bdf}", path)
 
-    def pci_link(self, function: Function) -> Optional[Link]:
+    def pci_link(self, function: Function) -> Link | None:
         if isinstance(function.device, Endpoint):
             return function.device.kind.link
         if function.device is not None:
@@ -283,7 +304,9 @@ class _Recorder:
 
     def multifunction(self, function: Function) -> bool:
         ports = [port for bridge in self.machine.host_bridges for port in bridge.ports]
-        return any(isinstance(port, Slot) and len(port.devices) > 1 and function.device in port.devices for port in ports)
+        return any(
+            isinstance(port, Slot) and len(port.devices) > 1 and function.device in port.devices for port in ports
+        )
 
     def resource(self, function: Function, profile: Profile) -> str:
         lines = []
@@ -340,7 +363,9 @@ class _Recorder:
                     row.format(name, "0002000A", "00000000", "0001", "00FFFFFF"),
                 ]
                 self.file("proc/net/route", "\n".join(rows))
-                self.file("proc/net/fib_trie", "Local:\n  +-- 10.0.2.0/24 2 0 2\n     |-- 10.0.2.15\n        /32 host LOCAL")
+                self.file(
+                    "proc/net/fib_trie", "Local:\n  +-- 10.0.2.0/24 2 0 2\n     |-- 10.0.2.15\n        /32 host LOCAL"
+                )
         self.file("sys/devices/virtual/net/lo/address", "00:00:00:00:00:00")
         self.file("sys/devices/virtual/net/lo/flags", "0x9")
         self.link("sys/class/net/lo", "sys/devices/virtual/net/lo")
@@ -402,9 +427,23 @@ class _Recorder:
     def cpuinfo(self, cpu: Cpu) -> str:
         """A paragraph of /proc/cpuinfo; at real scale the CPU that such a server is sold with."""
         if self.real:
-            model = ("GenuineIntel", 6, 207, "INTEL(R) XEON(R) PLATINUM 8568Y+", "lm ht vmx", "46 bits physical, 57 bits virtual")
+            model = (
+                "GenuineIntel",
+                6,
+                207,
+                "INTEL(R) XEON(R) PLATINUM 8568Y+",
+                "lm ht vmx",
+                "46 bits physical, 57 bits virtual",
+            )
         else:
-            model = ("AuthenticAMD", 23, 49, "AMD EPYC-Rome Processor", "lm ht svm", "48 bits physical, 48 bits virtual")
+            model = (
+                "AuthenticAMD",
+                23,
+                49,
+                "AMD EPYC-Rome Processor",
+                "lm ht svm",
+                "48 bits physical, 48 bits virtual",
+            )
         vendor, family, number, name, flags, sizes = model
         return "\n".join(
             [
@@ -431,7 +470,10 @@ class _Recorder:
             path = f"sys/devices/system/node/node{node.id}"
             self.file(f"{path}/cpulist", self.cpulist_of(node.id))
             self.file(f"{path}/distance", " ".join(map(str, node.distances)))
-            self.file(f"{path}/meminfo", f"Node {node.id} MemTotal:       {memory} kB\nNode {node.id} MemFree:        {memory} kB")
+            self.file(
+                f"{path}/meminfo",
+                f"Node {node.id} MemTotal:       {memory} kB\nNode {node.id} MemFree:        {memory} kB",
+            )
             for size in HUGE_PAGE_SIZES_KB:
                 for name in ("nr_hugepages", "free_hugepages", "surplus_hugepages"):
                     self.file(f"{path}/hugepages/hugepages-{size}kB/{name}", 0)

@@ -3,20 +3,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Keeps the processes of one emulated server together and lets none of them outlive whoever wanted it.
 
-Run as ``python -m tests.twin.supervisor DIRECTORY CONTROL [OWNER]``. CONTROL is the number of an inherited pipe's reading end,
-OWNER that of an inherited pidfd. It starts the programs of ``DIRECTORY/launch.json`` in order and says ``running`` on its
-standard output, or why not. It ends everything when
+Run as ``python -m tests.twin.supervisor DIRECTORY CONTROL [OWNER]``. CONTROL is the number of an inherited pipe's
+reading end, OWNER that of an inherited pidfd. It starts the programs of ``DIRECTORY/launch.json`` in order and says
+``running`` on its standard output, or why not. It ends everything when
 
 * one of the programs ends, or SIGTERM or SIGINT arrives,
 * the pipe closes before a ``k`` came through it: whoever started the server died before it was up,
 * the owner dies.
 
-The programs get SIGKILL from the kernel when the supervisor dies (PR_SET_PDEATHSIG), so killing it the hard way ends them too.
-An inherited lock file descriptor stays open as long as the supervisor lives.
+The programs get SIGKILL from the kernel when the supervisor dies (PR_SET_PDEATHSIG), so killing it the hard way ends
+them too. An inherited lock file descriptor stays open as long as the supervisor lives.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -29,7 +30,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from tests.twin.capped_log import CappedLog
 
@@ -50,7 +50,7 @@ class Program:
     name: str
     argv: list[str]
     environment: dict[str, str]  # added to the supervisor's
-    ready_line: Optional[str] = None  # the next program starts after this line of output
+    ready_line: str | None = None  # the next program starts after this line of output
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,17 @@ def write_json(path: Path, data: object) -> None:
     new.replace(path)
 
 
-def start_time(pid: int) -> Optional[int]:
-    """When the process started, in clock ticks since boot (proc(5), stat field 22): with the pid it names a process for ever."""
+def start_time(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot (proc(5), field 22), ``None`` when it has ended.
+
+    A pid may be used again; together with the start time it names one process for ever.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return int(text.rpartition(")")[2].split()[19])
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def remove_disposable(directory: Path, launch: Launch) -> None:
@@ -103,7 +107,7 @@ class _Failed(Exception):
 
 
 class Supervisor:
-    def __init__(self, directory: Path, control: int, owner: Optional[int]) -> None:
+    def __init__(self, directory: Path, control: int, owner: int | None) -> None:
         self.directory = directory
         self.launch = Launch.read(directory)
         self.selector = selectors.DefaultSelector()
@@ -137,10 +141,8 @@ class Supervisor:
 
     def report(self, line: str) -> None:
         """Tell the starter once, then let go of its pipe."""
-        try:
+        with contextlib.suppress(OSError):  # the starter may be gone; the control pipe says so too
             os.write(1, f"{line}\n".encode())
-        except OSError:
-            pass  # the starter is gone; the control pipe says so too
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 1)
         os.close(null)
@@ -155,14 +157,14 @@ class Supervisor:
                 os._exit(1)
 
         try:
-            child = subprocess.Popen(  # noqa: S603
+            child = subprocess.Popen(
                 program.argv,
                 cwd=self.directory,
                 env={**os.environ, **program.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # the supervisor has one thread
+                preexec_fn=die_with_parent,  # the supervisor has one thread
             )
         except OSError as error:
             raise _Failed(f"{program.name} cannot be started: {error}") from error
@@ -177,8 +179,8 @@ class Supervisor:
             if reason:
                 raise _Failed(reason)
 
-    def watch(self, until_ready: Optional[Program]) -> str:
-        """Serve until something ends the server and say what; with a program, until that is ready (then the reason is empty)."""
+    def watch(self, until_ready: Program | None) -> str:
+        """Serve until something ends the server and say what; with a program, until that is ready: then say nothing."""
         deadline = time.monotonic() + READY_TIMEOUT_S
         while True:
             for key, _events in self.selector.select(0.2 if until_ready else None):
