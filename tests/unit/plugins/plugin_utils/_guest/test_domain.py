@@ -178,7 +178,7 @@ def test_no_override_unless_asked_for() -> None:
     assert emit().find(f"{QEMU}override") is None
 
 
-@pytest.mark.skipif(not SCHEMA.exists(), reason="libvirt is not installed here; the emulated server defines such VMs for real")
+@pytest.mark.skipif(not SCHEMA.exists(), reason="no libvirt here; the emulated server defines such VMs")
 @pytest.mark.parametrize("gpus,model", [(8, "full_passthrough"), (4, "shared_nvswitch"), (1, "none")])
 @pytest.mark.parametrize("more", [{}, {"boot": DISK}, {"hostdev_properties": {"x-no-mmap": True}}])
 def test_libvirts_schema(gpus: int, model: str, more: dict[str, Any]) -> None:
