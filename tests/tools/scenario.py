@@ -40,6 +40,7 @@ class Report:
         self.started = self.began = time.monotonic()
         self.complete = False
         self.skipped = False
+        self.failed = ""
         self.results: list[tuple[str, str, float]] = []
 
     def line(self, text: str) -> None:
@@ -55,7 +56,9 @@ class Report:
         else:
             seconds = time.monotonic() - self.began
             self.results.append((found["phase"], found["result"], seconds))
-            word = "ok" if found["result"] == "Successful" else found["result"]
+            good = found["result"] == "Successful"
+            self.failed = self.failed or ("" if good else found["phase"])
+            word = "ok" if good else found["result"]
             progress.say(f"  {word:<5} {found['phase']}: {progress.clock(seconds)}")
 
     def beat(self, seconds: float) -> None:
@@ -72,8 +75,8 @@ def run(name: str) -> bool:
     status = progress.run_logged(command, log, environment, workspace.ROOT, on_line=report.line, on_beat=report.beat)
     passed = status == 0 and report.complete and not report.skipped
     if not passed:
-        progress.say(f"\n--- scenario {name} failed in {report.phase}; the end of its log:\n{progress.tail(log, 60)}\n")
-    verdict = "passed" if passed else f"FAILED in {report.phase}"
+        progress.say(f"\n--- scenario {name} failed in {report.failed or report.phase}; the end of its log:\n{progress.tail(log, 60)}\n")
+    verdict = "passed" if passed else f"FAILED in {report.failed or report.phase}"
     progress.say(f"scenario {name}: {verdict} after {progress.clock(time.monotonic() - report.started)}")
     return passed
 

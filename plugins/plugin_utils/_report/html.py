@@ -221,7 +221,7 @@ def report(
     """The page as text.
 
     :param domains: what ``vm_info`` returns.
-    :param verifications: one comparison per VM, newest last.
+    :param verifications: one comparison per VM, newest last; those of VMs that are gone are left out.
     :param notes: sentences that a reader must know first.
     """
     owners = Owners(domains)
@@ -238,7 +238,8 @@ def report(
         _add(body, "p", note, class_="note")
     _tiles(body, topology, domains, owners)
     _add(body, "div", class_="scroll").append(draw_host(topology, domains))
-    verified = {entry["vm"]: entry["comparison"] for entry in verifications}
+    there = {domain["name"] for domain in domains}
+    verified = {entry["vm"]: entry["comparison"] for entry in verifications if entry["vm"] in there}
     _tenants(body, topology, domains, verified, owners)
     if verified:
         _add(body, "h2", "What the guests' kernels see")

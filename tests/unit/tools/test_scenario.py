@@ -43,7 +43,8 @@ def test_phases_are_told_with_their_results(tmp_path: Path, capsys: pytest.Captu
         ("create", "Successful"),
         ("verify", "Failed"),
     ]
-    assert report.phase == "verify"
+    report.line("INFO     [default > destroy] Executing")
+    assert report.failed == "verify"
     assert "Failed verify" in capsys.readouterr().out
 
 

@@ -140,3 +140,9 @@ def test_what_the_host_uses_is_drawn_even_without_a_role() -> None:
     topology["pci"][0]["role"], topology["pci"][0]["class_code"] = None, "020000"
     assert len(titled(draw_host(topology, []), "Network 0000:00:03.0")) == 1
     assert "Network 00:03.0" in report(topology, [], [], "h")
+
+
+def test_the_comparison_of_a_vm_that_is_gone_is_left_out() -> None:
+    same = [["LOC"]]
+    old = {"vm": "gone", "comparison": hosts.comparison(LEFT[:1], same, same)}
+    assert "gone" not in report(hosts.host(), TENANTS, [old], "h")  # type: ignore[list-item]
