@@ -29,7 +29,8 @@ options:
     description:
       - With V(defined) the VM is known to libvirt as O(domain_xml) says; whether it runs is left alone.
       - With V(running) it is defined and runs. A paused VM is resumed.
-      - With V(stopped) it does not run. It is shut down through the guest agent, then by the ACPI power button.
+      - With V(stopped) it does not run. It is shut down through the guest agent, then by the ACPI power button. With
+        O(domain_xml) it is defined as well.
       - With V(absent) it is stopped like that, undefined with its NVRAM, and what O(files) and O(disks) of
         the call that defined it named is removed.
     type: str
@@ -37,7 +38,7 @@ options:
     default: running
   domain_xml:
     description:
-      - The definition from the plan. Required for V(defined) and V(running) of a VM that libvirt does not know.
+      - The definition from the plan. Required for a VM that libvirt does not know, but for V(absent).
       - Without it a known VM keeps its definition.
     type: str
   basis:

@@ -16,6 +16,13 @@ description:
   - Domains that were not made by this collection are listed too, because they own devices all the same.
   - A running domain whose definition was changed owns what it uses now and what its next start needs.
 options:
+  names:
+    description:
+      - Returns only these VMs, in this order. Each of them must be there and made by this collection.
+      - An empty list, or V(all) alone, stands for all VMs that this collection made.
+      - Without it every domain is returned.
+    type: list
+    elements: str
   missing_ok:
     description:
       - Whether a host without libvirt, or with libvirt not answering, is no error.
@@ -46,6 +53,10 @@ EXAMPLES = r"""
   topovirt.kvm.vm_info:
   register: host_vms
 
+- name: Read two of them, and fail if one is not there
+  topovirt.kvm.vm_info:
+    names: [train-0, infer-0]
+
 - name: Show the running VMs
   ansible.builtin.debug:
     msg: "{{ host_vms.domains | selectattr('state', 'eq', 'running') | map(attribute='name') }}"
@@ -63,7 +74,7 @@ reason:
   type: str
   sample: ''
 domains:
-  description: One entry for each domain, by name.
+  description: One entry for each domain, by name, or as O(names) says.
   returned: success
   type: list
   elements: dict
@@ -123,16 +134,22 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.connection i
     open_libvirt,
     read_domains,
 )
+from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import select
 
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"missing_ok": {"type": "bool", "default": False}},
+        argument_spec={
+            "names": {"type": "list", "elements": "str"},
+            "missing_ok": {"type": "bool", "default": False},
+        },
         supports_check_mode=True,
     )
     try:
         with open_libvirt() as connection:
             domains = read_domains(connection)
+        if module.params["names"] is not None:
+            domains = select(domains, module.params["names"])
     except LibvirtMissing as error:
         if module.params["missing_ok"]:
             module.exit_json(changed=False, available=False, reason=error.message, domains=[])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
-from typing import Any, Dict, List, Mapping, Optional, Set, TypedDict
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, TypedDict
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
@@ -214,3 +214,27 @@ def parse_domain(xml: str, *more: str) -> Allocation:
         "page_size_bytes": next((size for size in map(_page_size, roots) if size is not None), None),
         "metadata": metadata,
     }
+
+
+def chosen_names(names: Sequence[str]) -> List[str]:
+    """Names of VMs, each once; empty for ``[]`` and ``["all"]``, which both stand for all VMs."""
+    found = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    return [] if found == ["all"] else found
+
+
+def select(domains: Sequence[Allocation], names: Sequence[str]) -> List[Allocation]:
+    """The VMs of ours that are named, in that order; all of ours when nothing is named.
+
+    :param names: as :func:`chosen_names` takes them.
+    :raises TopovirtError: naming every name that the host does not know or that is not ours.
+    """
+    wanted = chosen_names(names)
+    ours = {domain["name"]: domain for domain in domains if domain["ours"]}
+    others = {domain["name"] for domain in domains} - set(ours)
+    reasons = [f"VM '{name}' is not known on this host." for name in wanted if name not in ours and name not in others]
+    reasons += [f"VM '{name}' was not made by topovirt.kvm." for name in wanted if name in others]
+    if reasons:
+        raise TopovirtError(
+            " ".join(reasons), f"VMs of topovirt.kvm on this host: {', '.join(sorted(ours)) or 'none'}."
+        )
+    return [ours[name] for name in wanted or sorted(ours)]

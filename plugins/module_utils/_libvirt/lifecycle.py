@@ -66,6 +66,10 @@ class Seams(NamedTuple):
     sleep: Callable[[float], None] = time.sleep
 
 
+def _diff(header: str, before: str, after: str) -> Dict[str, str]:
+    return {"before_header": header, "after_header": header, "before": before, "after": after}
+
+
 class _Vm:
     """A VM as it is, and the steps on it."""
 
@@ -103,9 +107,7 @@ class _Vm:
         """:raises TopovirtError: with every reason why this VM cannot be brought to the wanted state at all."""
         wanted, reasons = self.wanted, []
         if self.entry is None:
-            if wanted.state == "stopped":
-                reasons.append(f"VM '{wanted.name}' is not known to libvirt on this host, so it cannot be stopped.")
-            elif wanted.state != "absent" and not wanted.domain_xml:
+            if wanted.state != "absent" and not wanted.domain_xml:
                 reasons.append(f"VM '{wanted.name}' is not known to libvirt on this host and no domain_xml is given.")
         else:
             reasons += filter(None, [metadata_refusal(wanted.name, self.entry["metadata"])])
@@ -167,11 +169,11 @@ class _Vm:
 
     def state_diff(self, after: str) -> Dict[str, str]:
         before = self.entry["state"] if self.entry else "absent"
-        return {"header": f"state of VM {self.wanted.name}", "before": f"{before}\n", "after": f"{after}\n"}
+        return _diff(f"state of VM {self.wanted.name}", f"{before}\n", f"{after}\n")
 
     def file_diff(self, path: str, after: str) -> Dict[str, str]:
         before = vm_files.read_prior(self.seams.root, path).content or b""
-        return {"header": path, "before": before.decode("utf-8", "replace"), "after": after}
+        return _diff(path, before.decode("utf-8", "replace"), after)
 
     # Steps
 
@@ -296,7 +298,7 @@ class _Vm:
     # The way to each state
 
     def bring_up(self) -> None:
-        """To ``defined`` or ``running``."""
+        """To ``defined`` or ``running``; with a definition also half of the way to ``stopped``."""
         definition = self.definition()
         writes, removals = self.files_to_write(), self.files_to_remove() if definition is not None else []
         runs = self.entry is not None and self.entry["state"] == "running"
@@ -309,12 +311,12 @@ class _Vm:
                     f"The plan for VM '{self.wanted.name}' is stale, the host changed since: {'; '.join(changed)}.",
                     "Plan again (topovirt.kvm.vm_plan) and define the VM from the new plan.",
                 )
-        self.restart = runs and self.restart_required(definition)
+        self.restart = runs and self.wanted.state != "stopped" and self.restart_required(definition)
         if definition is not None:
             self.diffs.append(
-                {"header": f"definition of VM {self.wanted.name}", **render(self.differences)}
+                _diff(f"definition of VM {self.wanted.name}", **render(self.differences))
                 if known
-                else {"header": f"definition of VM {self.wanted.name}", "before": "", "after": definition}
+                else _diff(f"definition of VM {self.wanted.name}", "", definition)
             )
         self.diffs += [self.file_diff(item.path, item.content) for item in writes]
         self.diffs += [self.file_diff(path, "") for path in removals]
@@ -411,13 +413,13 @@ def ensure(wanted: Wanted, seams: Seams, check_mode: bool) -> Dict[str, Any]:
         ``stopped_by`` (``guest agent``, ``ACPI power button``, ``force``, ``itself`` or None), ``diff``.
     :raises TopovirtError: when the state cannot be reached; a definition or file of this call is taken back then.
     """
-    up = wanted.state in ("defined", "running")
+    up = wanted.state in ("defined", "running") or (wanted.state == "stopped" and wanted.domain_xml is not None)
     with seams.lock() if up and not check_mode else contextlib.nullcontext():
         vm = _Vm(wanted, seams, check_mode)
         vm.check()
         if up:
             vm.bring_up()
-    if not up:
+    if wanted.state in ("stopped", "absent"):
         vm.bring_down()
     elif wanted.wait_for_agent and wanted.state == "running" and not check_mode:
         vm.wait_for_agent()

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import chosen_names
 from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.images import DIRECTORY
 
 STATES = ("running", "defined", "stopped")
@@ -133,14 +134,14 @@ def resolve(vms: Sequence[Mapping[str, Any]], images: Mapping[str, Any], base: s
     :param images: name -> ``{kernel, initrd, cmdline}`` or ``{disk, format}``; each source is a path on the controller,
         or a mapping with one of ``src``, ``path`` (on the host) and ``url``, and ``checksum``.
     :param base: directory of the controller that relative paths start from.
-    :param names: only these VMs, as :func:`read_names` takes them.
+    :param names: only these VMs, as a list or with commas between the names; empty or "all" for all.
     :raises TopovirtError: one error that names every problem.
     """
     problems: list[str] = []
     catalogue = _Images(images, base, problems)
     requests: list[dict[str, Any]] = []
     found: list[Vm] = []
-    chosen = read_names(names)
+    chosen = chosen_names(names.split(",") if isinstance(names, str) else names)
     there = [str(item.get("name")) for item in vms]
     problems += [
         f"VM '{name}' is not in the list of VMs: {', '.join(there) or 'it is empty'}."
@@ -171,30 +172,3 @@ def resolve(vms: Sequence[Mapping[str, Any]], images: Mapping[str, Any], base: s
         "files": list(catalogue.files.values()),
         "overlays": catalogue.overlays,
     }
-
-
-def read_names(names: Any) -> list[str]:
-    """``"a, b"`` or a list -> names, each once; empty for ``""`` and ``"all"``, which both stand for all VMs."""
-    parts = names.split(",") if isinstance(names, str) else map(str, names)
-    found = list(dict.fromkeys(filter(None, (part.strip() for part in parts))))
-    return [] if found == ["all"] else found
-
-
-def select(domains: Sequence[Mapping[str, Any]], names: Any) -> list[Mapping[str, Any]]:
-    """The VMs that a playbook is about: those of ours that are named, or all of ours when nothing is named.
-
-    :param domains: what ``vm_info`` returned.
-    :param names: as :func:`read_names` takes them.
-    :raises TopovirtError: naming every name that the host does not know or that is not ours.
-    """
-    wanted = read_names(names)
-    ours = {domain["name"]: domain for domain in domains if domain["ours"]}
-    foreign = [name for name in wanted if name not in ours and name in {domain["name"] for domain in domains}]
-    unknown = [name for name in wanted if name not in ours and name not in foreign]
-    if foreign or unknown:
-        reasons = [f"VM '{name}' is not known on this host." for name in unknown]
-        reasons += [f"VM '{name}' was not made by topovirt.kvm." for name in foreign]
-        raise TopovirtError(
-            " ".join(reasons), f"VMs of topovirt.kvm on this host: {', '.join(sorted(ours)) or 'none'}."
-        )
-    return [ours[name] for name in wanted] if wanted else [ours[name] for name in sorted(ours)]

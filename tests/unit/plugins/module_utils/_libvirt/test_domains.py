@@ -132,3 +132,25 @@ def test_metadata_of_newer_versions_is_refused(metadata: dict[str, object], word
     assert word in domains.metadata_refusal("train-0", metadata)
     assert domains.metadata_refusal("train-0", {"schema": 1}) == ""
     assert domains.metadata_refusal("train-0", None) == ""
+
+
+DOMAINS = [
+    domains.parse_domain(domain_xml("b", metadata=OURS)),
+    domains.parse_domain(domain_xml("a", metadata=OURS)),
+    domains.parse_domain(domain_xml("theirs")),
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [([], ["a", "b"]), (["all"], ["a", "b"]), (["b", " a ", ""], ["b", "a"]), (["a", "a"], ["a"])],
+)
+def test_selection(names: list[str], expected: list[str]) -> None:
+    assert [domain["name"] for domain in domains.select(DOMAINS, names)] == expected
+
+
+def test_unknown_and_foreign_names_are_refused_together() -> None:
+    with pytest.raises(TopovirtError) as error:
+        domains.select(DOMAINS, ["a", "theirs", "nobody"])
+    assert "VM 'nobody' is not known on this host. VM 'theirs' was not made by topovirt.kvm." in str(error.value)
+    assert "a, b" in str(error.value)

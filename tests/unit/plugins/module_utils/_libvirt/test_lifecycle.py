@@ -238,7 +238,7 @@ def test_definitions_change_under_the_lock_and_shutdown_waits_without_it(host: H
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ("stopped", "'train-0' is not known to libvirt on this host, so it cannot be stopped"),
+        ("stopped", "'train-0' is not known to libvirt on this host and no domain_xml is given"),
         ("running", "'train-0' is not known to libvirt on this host and no domain_xml is given"),
         ("defined", "'train-0' is not known to libvirt on this host and no domain_xml is given"),
     ],
@@ -317,6 +317,14 @@ def test_a_guest_that_stops_by_itself_while_it_boots(host: Host) -> None:
 
 def test_the_diff_is_json(host: Host) -> None:
     json.dumps(host.ensure("running", XML, check=True))
+
+
+def test_a_vm_that_is_not_to_run_is_defined_and_stopped(host: Host) -> None:
+    assert host.predicted("stopped", XML)["actions"] == ["define"]
+    assert host.predicted("stopped", XML)["actions"] == []
+    host.ensure("running")
+    done = host.predicted("stopped", XML.replace("cpuset='3'", "cpuset='4'"))
+    assert (done["actions"], done["state"], done["restart_required"]) == (["redefine", "stop"], "shut off", False)
 
 
 def test_a_disk_of_the_vm_goes_with_it_but_never_before(host: Host) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._vms.requests import resolve, select
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._vms.requests import resolve
 
 HOME = "/var/lib/libvirt/images/topovirt"
 IMAGES: dict[str, Any] = {
@@ -93,33 +93,3 @@ def test_only_some_of_the_vms() -> None:
     assert [vm["name"] for vm in resolve(vms, IMAGES, "/", "c,a")["vms"]] == ["a", "c"]
     with pytest.raises(TopovirtError, match="VM 'z' is not in the list of VMs: a, b, c"):
         resolve(vms, IMAGES, "/", ["z"])
-
-
-DOMAINS = [
-    {"name": "b", "ours": True},
-    {"name": "a", "ours": True},
-    {"name": "theirs", "ours": False},
-]
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        ("", ["a", "b"]),
-        ([], ["a", "b"]),
-        ("b", ["b"]),
-        ("b, a,", ["b", "a"]),
-        (["a"], ["a"]),
-        ("a,a", ["a"]),
-        ("all", ["a", "b"]),
-    ],
-)
-def test_selection(names: Any, expected: list[str]) -> None:
-    assert [domain["name"] for domain in select(DOMAINS, names)] == expected
-
-
-def test_unknown_and_foreign_names_are_refused_together() -> None:
-    with pytest.raises(TopovirtError) as error:
-        select(DOMAINS, "a,theirs,nobody")
-    assert "VM 'nobody' is not known on this host. VM 'theirs' was not made by topovirt.kvm." in str(error.value)
-    assert "a, b" in str(error.value)
