@@ -110,6 +110,8 @@ def _saved(tree: Tree) -> Dict[str, int]:
         data = json.loads(tree.raw(SAVED, _SAVED_BYTES) or b"{}")
     except ValueError:
         return {}
-    if not isinstance(data, dict) or not all(type(value) is int for value in data.values()):
+    if not isinstance(data, dict):
+        return {}
+    if any(isinstance(value, bool) or not isinstance(value, int) for value in data.values()):
         return {}
     return data

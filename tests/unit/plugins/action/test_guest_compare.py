@@ -17,7 +17,9 @@ from ansible_collections.topovirt.kvm.plugins.modules import guest_compare as st
 from ansible_collections.topovirt.kvm.tests.tools import workspace
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._topology.machine import two_level_machine
 
-GPU_A, NIC_A, GPU_D = "0000:25:00.0", "0000:26:00.0", "0000:91:00.0"
+GPU_A = "0000:25:00.0"
+NIC_A = "0000:26:00.0"
+GPU_D = "0000:91:00.0"
 COMPARE = {
     "topology": "{{ host.topology }}",
     "guest_topology": "{{ host.topology }}",
