@@ -75,7 +75,8 @@ def run(name: str) -> bool:
     status = progress.run_logged(command, log, environment, workspace.ROOT, on_line=report.line, on_beat=report.beat)
     passed = status == 0 and report.complete and not report.skipped
     if not passed:
-        progress.say(f"\n--- scenario {name} failed in {report.failed or report.phase}; the end of its log:\n{progress.tail(log, 60)}\n")
+        where = report.failed or report.phase
+        progress.say(f"\n--- scenario {name} failed in {where}; the end of its log:\n{progress.tail(log, 60)}\n")
     verdict = "passed" if passed else f"FAILED in {report.failed or report.phase}"
     progress.say(f"scenario {name}: {verdict} after {progress.clock(time.monotonic() - report.started)}")
     return passed

@@ -28,6 +28,7 @@ ul.tiles li { border: 1px solid #cbd2d9; border-radius: 8px; padding: 8px 14px; 
 ul.tiles b { display: block; font-size: 20px; color: #1f2933; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: 4px 10px; border-bottom: 1px solid #dde3e9;
   vertical-align: top; } th { color: #52606d; font-weight: 600; }
+td:not(:last-child), th { white-space: nowrap; }
 code, .mono { font-family: ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace; font-size: 12px; }
 table.matrix td { font-size: 11px; text-align: center; padding: 2px 4px; border: 1px solid #fff; min-width: 34px; }
 table.matrix th { font-size: 11px; padding: 2px 6px; border: 0; white-space: nowrap; }
@@ -39,6 +40,9 @@ td.other { background: #c62828; color: #fff; font-weight: 700; }
 .scroll { overflow-x: auto; }
 @media print { body { max-width: none; padding: 0; } }
 """
+
+
+PLURALS = {"gpu": "GPUs", "nic": "NICs", "nvswitch": "NVSwitches", "fabric_bridge": "bridges", "nvme": "NVMe"}
 
 
 class Verification(TypedDict):
@@ -82,7 +86,7 @@ def _tiles(body: ET.Element, topology: Topology, domains: Sequence[Allocation], 
         devices = [f for f in topology["pci"] if f["role"] == role and f["physfn"] is None]
         if devices:
             free = sum(owners.of_device(function).kind == "free" for function in devices)
-            tile(f"{len(devices)}", f"{name}{'s' if len(devices) > 1 else ''}, {free} free")
+            tile(f"{len(devices)}", f"{PLURALS[role] if len(devices) > 1 else name}, {free} free")
     tile(f"{len(domains)}", f"VM{'' if len(domains) == 1 else 's'}")
     tile(f"{sum(len(core['threads']) for core in topology['cores'])}", "logical CPUs")
     tile(gib(sum(node["memory_bytes"] for node in topology["nodes"])), "memory")

@@ -305,7 +305,7 @@ def _panel(
     def draw(parent: ET.Element, x: float, y: float, height: float) -> None:
         _add(parent, "rect", x=x, y=y, width=room, height=height, rx=9, fill="#eef2f6", stroke="#7b8794")
         if node is None:
-            _text(parent, x + PAD, y + 23, "NUMA node unknown", 15, font_weight="bold")
+            _text(parent, x + PAD, y + 23, "no NUMA node", 15, font_weight="bold")
         else:
             packages = sorted({core["package"] for core in topology["cores"] if core["node"] == node["id"]})
             sockets = ", ".join(str(package) for package in packages)
@@ -427,7 +427,6 @@ def draw_host(topology: Topology, domains: Sequence[Allocation]) -> ET.Element:
         nodes.append(None)
 
     columns = 1 if len(nodes) == 1 else 2
-    room = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns
     svg = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "font-family": SANS, "role": "img"})
     _add(svg, "title", "the host, its devices and who owns them")
     pattern = _add(
@@ -444,6 +443,7 @@ def draw_host(topology: Topology, domains: Sequence[Allocation]) -> ET.Element:
     y = _legend(svg, MARGIN, owners)
     for start in range(0, len(nodes), columns):
         row = nodes[start : start + columns]
+        room = (WIDTH - 2 * MARGIN - (len(row) - 1) * GAP) / len(row)
         panels = [
             _panel(topology, node, homeless if node is None else boxes.get(node["id"], []), room, domains, owners)
             for node in row

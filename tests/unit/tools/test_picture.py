@@ -1,0 +1,20 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The picture in the README is what the report draws today."""
+
+from __future__ import annotations
+
+from tests.tools import picture, workspace
+
+
+def test_the_committed_picture_is_current() -> None:
+    committed = (workspace.ROOT / "docs/host.svg").read_text(encoding="utf-8")
+    assert committed == picture.picture(), "draw it again: python -m tests.tools.inside tests.tools.picture"
+
+
+def test_both_tenants_own_half_of_the_board() -> None:
+    topology, domains = picture.two_tenants("boot")
+    modules = {function["bdf"]: function["module_id"] for function in topology["pci"]}
+    halves = [sorted(m for bdf in domain["hostdevs"] if (m := modules[bdf]) is not None) for domain in domains]
+    assert sorted(halves) == [[1, 2, 3, 4], [5, 6, 7, 8]]
