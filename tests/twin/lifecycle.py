@@ -40,6 +40,8 @@ DEFAULT_MACHINE = "hgx-h200"
 
 #: A busy underlying machine doubles every figure; beyond this a boot hangs.
 SSH_TIMEOUT_S = 300.0
+GREETING_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 TAIL_LINES = 25
 
@@ -308,7 +310,8 @@ class Server:
             data = serial.read_bytes() if phases and serial.exists() else b""
             while phases and phases[0][1].search(data):
                 self.say(f"{phases.pop(0)[0]}... ")
-            if self._answers() and self.run("true", timeout=30).returncode == 0:
+            # Not while the firmware runs: QEMU accepts connections at once and delivers them all when the network is up.
+            if not phases and self._answers() and self.run("true", timeout=ANSWER_TIMEOUT_S).returncode == 0:
                 return
             if self.status()["status"] != RUNNING:
                 raise TwinError(
@@ -318,10 +321,13 @@ class Server:
         raise TwinError(f"\nSSH does not answer after {SSH_TIMEOUT_S:.0f} s.\n{self._last_words()}")
 
     def _answers(self) -> bool:
-        """Whether an SSH server greets: QEMU's port forwarding accepts connections long before there is one."""
+        """Whether an SSH server greets: QEMU's port forwarding accepts connections long before there is one.
+
+        Few and patient tries: every one that was given up still reaches the SSH server once the network is up.
+        """
         ssh = self.status()["ssh"]
         try:
-            with socket.create_connection((ssh["host"], ssh["port"]), timeout=2) as connection:
+            with socket.create_connection((ssh["host"], ssh["port"]), timeout=GREETING_TIMEOUT_S) as connection:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False

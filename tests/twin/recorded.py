@@ -71,7 +71,7 @@ _BUILT_IN = {
         {0: (0x80, IO_BAR), 1: (0x1000, MEMORY_BAR), 4: (0x4000, MEMORY_64_PREFETCH)},
         driver="virtio-pci",
     ),
-    "lpc": Profile(0x8086, 0x2918, 0x060100, 2, driver="lpc_ich", header_type=0x80),
+    "lpc": Profile(0x8086, 0x2918, 0x060100, 2, header_type=0x80),
     "expander": Profile(0x1B36, 0x000B, 0x060000),
     "root_port": Profile(
         *(0x1B36, 0x000C, 0x060400, 0, (0x1B36, 0x0000), {0: (0x1000, MEMORY_BAR)}, 4, "", "pcieport", 1),
