@@ -43,7 +43,8 @@ def _device(function: PciFunction) -> Dict[str, Any]:
         "node": function["numa_node"],
         "driver": function["driver"],
         "module": function["module_id"],
-        "in_use": _digest(function["in_use"]) if function["in_use"] else "",
+        # The reasons may change by the minute (an address, a process); a device with any is never given out.
+        "in_use": bool(function["in_use"]),
     }
 
 
@@ -101,10 +102,8 @@ def _device_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> List[str]
             result.append(f"device {bdf} is new")
         else:
             result += _aspects(f"device {bdf}", old[bdf], new[bdf], _DEVICE_WORDS)
-            before, after = old[bdf]["in_use"], new[bdf]["in_use"]
-            if before != after:
-                now = "is now used by the host" if not before else "is no longer used by the host"
-                result.append(f"device {bdf} " + (now if not (before and after) else "is used by the host differently"))
+            if old[bdf]["in_use"] != new[bdf]["in_use"]:
+                result.append(f"device {bdf} is {'now' if new[bdf]['in_use'] else 'no longer'} used by the host")
     return result
 
 
