@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.demo import story
-from tests.demo.operator import Failure, Operator, Played, changed_names
+from tests.demo.operator import Failure, Operator, Played, changes
 from tests.tools import manifest, progress, workspace
 from tests.twin.description import DescriptionError
 from tests.twin.images.process import BakeError
@@ -55,7 +55,7 @@ class Demo:
         self.keep = keep
         self.operator = Operator(server, FOLDER)
         self.before: Any = None
-        self.predicted: list[str] = []
+        self.predicted: dict[str, str] = {}
 
     def phases(self) -> list[Phase]:
         return [
@@ -103,14 +103,15 @@ class Demo:
         return f"{len(self.before['files'])} paths"
 
     def predict(self) -> str:
-        self.predicted = changed_names(self.play("check", "convert_to_kvm", "--check", "--diff").text)
+        self.predicted = changes(self.play("check", "convert_to_kvm", "--check", "--diff").text)
         return f"{len(self.predicted)} tasks would change something"
 
     def convert(self) -> str:
-        changed = changed_names(self.play("convert", "convert_to_kvm").text)
-        if changed != self.predicted:
-            raise Failure(f"check mode said that {self.predicted} would change, the run changed {changed}")
-        return f"{len(changed)} tasks changed something, the same that check mode said"
+        played = self.play("convert", "convert_to_kvm", "--diff")
+        errors = story.prediction_errors(self.predicted, changes(played.text))
+        if errors:
+            raise Failure(f"check mode did not tell the truth: {'; '.join(errors)}; compare check.log and convert.log")
+        return f"{played.changed} tasks changed something, as check mode had said"
 
     def share(self) -> str:
         self.operator.write_inventory(

@@ -44,6 +44,7 @@ pipelining = true
 """
 
 
+TOKEN = re.compile(r"\btopovirt=[0-9A-Za-z-]+")
 # A failed task or item: what follows the arrow, up to the next line that is not indented.
 FAILED = re.compile(r"^(?:fatal|failed): \[.*?=> ?(.*\n(?:[ \t]+.*\n|\n(?=[ \t]))*)", re.MULTILINE)
 
@@ -94,16 +95,21 @@ def changed_tasks(text: str) -> int:
     return sum(map(int, found))
 
 
-def changed_names(text: str) -> list[str]:
-    """The tasks that changed something, or would in check mode, in their order; handlers too."""
-    names: list[str] = []
-    task = ""
+def changes(text: str) -> dict[str, str]:
+    """The tasks that changed something, or would in check mode: name -> diff, for output of ``--diff``.
+
+    The id of a conversion is drawn anew by each run, so it is left out of the diffs.
+    """
+    found: dict[str, str] = {}
+    task, diff = "", list[str]()
     for line in text.splitlines():
         if line.startswith(("TASK [", "RUNNING HANDLER [")):
-            task = line[line.index("[") + 1 : line.rindex("]")]
-        elif line.startswith("changed: [") and task not in names:
-            names.append(task)
-    return names
+            task, diff = line[line.index("[") + 1 : line.rindex("]")], []
+        elif line.startswith("changed: ["):
+            found[task] = "\n".join(diff)
+        else:
+            diff.append(TOKEN.sub("topovirt=ID", line))
+    return found
 
 
 class Operator:

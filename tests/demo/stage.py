@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.demo import story
-from tests.demo.operator import Failure, Operator, changed_names
+from tests.demo.operator import Failure, Operator, changes
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
 from tests.twin.lifecycle import Server, TwinError
@@ -73,14 +73,15 @@ def create() -> None:
 
 def predict() -> None:
     mine = operator()
-    said: list[list[str]] = []
-    for name, arguments in (("check", ("--check", "--diff")), ("convert", ())):
+    said = []
+    for name, arguments in (("check", ("--check", "--diff")), ("convert", ("--diff",))):
         played = mine.play(name, "convert_to_kvm", *arguments)
         if played.status:
             raise Failure(f"convert_to_kvm {' '.join(arguments)}: {played.reason} (log: {played.log})")
-        said.append(changed_names(played.text))
-    if not said[0] or said[0] != said[1]:
-        raise Failure(f"check mode said that {said[0]} would change something, the run changed {said[1]}")
+        said.append(changes(played.text))
+    errors = story.prediction_errors(*said)
+    if errors:
+        raise Failure(f"check mode did not tell the truth: {'; '.join(errors)} (logs: {mine.logs})")
 
 
 def state(server: Server) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tests.demo.operator import HOSTDEV_PROPERTIES, NOTES
@@ -13,12 +14,12 @@ IMAGE = "test-guest"
 
 # group_vars/gpu_hosts.yml of the operator: what the server is to become.
 CONVERSION: dict[str, Any] = {
-    "kvm_host_passthrough": ["gpu", "nic", "nvswitch"],
+    "kvm_host_passthrough": ["gpu", "nic"],
     "kvm_host_fabric_model": "full_passthrough",
     "kvm_host_reboot_ok": True,
 }
 
-SHARED_FABRIC = {"kvm_host_fabric_model": "shared_nvswitch", "kvm_host_passthrough": ["gpu", "nic"]}
+SHARED_FABRIC = {"kvm_host_fabric_model": "shared_nvswitch"}
 
 
 def request(name: str, gpus: int) -> dict[str, Any]:
@@ -38,3 +39,23 @@ def variables(images: dict[str, Any], report_dir: str) -> dict[str, Any]:
         "topovirt_report_dir": report_dir,
         "topovirt_report_notes": NOTES,
     }
+
+
+# Tasks of convert-to-kvm that change something only in a real run: they carry out what an earlier task announced.
+FOLLOW_UPS = frozenset({"Install packages", "Make the verified entry the default"})
+
+
+def prediction_errors(predicted: Mapping[str, str], real: Mapping[str, str]) -> list[str]:
+    """What check mode said wrongly, for two results of ``operator.changes``; empty when it told the truth."""
+    errors = [f"'{task}' would change something, but did not" for task in predicted if task not in real]
+    errors += [
+        f"'{task}' announced another change than it made"
+        for task, diff in predicted.items()
+        if task in real and real[task] != diff
+    ]
+    errors += [
+        f"'{task}' changed something that was not announced"
+        for task in real
+        if task not in predicted and task.rpartition(" : ")[2] not in FOLLOW_UPS
+    ]
+    return errors if predicted else ["check mode announced no change at all"]

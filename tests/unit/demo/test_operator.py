@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.demo.operator import CONFIGURATION, Failure, changed_names, changed_tasks, failure_message
+from tests.demo.operator import CONFIGURATION, Failure, changed_tasks, changes, failure_message
+from tests.demo.story import prediction_errors
 
 RECAP = (
     "PLAY RECAP ***\nh200    : ok=9    changed={}    unreachable=0    failed=0    skipped=0    rescued=0    ignored=0\n"
@@ -64,6 +65,24 @@ def test_output_without_a_recap_is_a_failure() -> None:
         changed_tasks("")
 
 
-def test_changed_tasks_are_named_once_and_in_order() -> None:
-    text = "TASK [a : b] ***\nchanged: [h] => (item=1)\nchanged: [h] => (item=2)\nTASK [c] ***\nok: [h]\n"
-    assert changed_names(text + "RUNNING HANDLER [d] ***\nchanged: [h -> localhost]\n") == ["a : b", "d"]
+def test_changes_are_told_with_their_diffs() -> None:
+    text = "TASK [a : b] ***\n-x\n+y topovirt=1f2e\nchanged: [h]\nTASK [c] ***\nok: [h]\n"
+    assert changes(text) == {"a : b": "-x\n+y topovirt=ID"}
+
+
+def test_a_prediction_that_came_true_has_no_errors() -> None:
+    real = {"kvm_host : Prepare": "+a", "kvm_host : Install packages": ""}
+    assert prediction_errors({"kvm_host : Prepare": "+a"}, real) == []
+
+
+@pytest.mark.parametrize(
+    ("predicted", "real", "word"),
+    [
+        ({}, {}, "no change at all"),
+        ({"a": ""}, {}, "did not"),
+        ({"a": "+x"}, {"a": "+y"}, "another change"),
+        ({"a": ""}, {"a": "", "b": ""}, "not announced"),
+    ],
+)
+def test_a_wrong_prediction_is_told(predicted: dict[str, str], real: dict[str, str], word: str) -> None:
+    assert any(word in error for error in prediction_errors(predicted, real))
