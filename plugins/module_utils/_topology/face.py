@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.module_ids import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
 ARGUMENT_SPEC: Dict[str, Any] = {
@@ -18,13 +19,8 @@ ARGUMENT_SPEC: Dict[str, Any] = {
 }
 
 
-def read_for(module: Any) -> Topology:
-    """The topology that the parameters of an AnsibleModule ask for.
-
-    Commands would answer for the running machine, so below another root none is run.
-
-    :raises TopovirtError: see :func:`read_topology`.
-    """
+def runner(module: Any) -> Run:
+    """How the reader runs commands through an AnsibleModule."""
 
     def run(words: List[str]) -> Tuple[int, str, str]:
         # A command that cannot be started must not end the module, as it does by default.
@@ -33,10 +29,20 @@ def read_for(module: Any) -> Topology:
         )
         return status, output, errors
 
+    return run
+
+
+def read_for(module: Any) -> Topology:
+    """The topology that the parameters of an AnsibleModule ask for.
+
+    Commands would answer for the running machine, so below another root none is run.
+
+    :raises TopovirtError: see :func:`read_topology`.
+    """
     root = Path(module.params["root"])
     return read_topology(
         root,
-        run if root == Path("/") else None,
+        runner(module) if root == Path("/") else None,
         module.params["module_ids"],
         module.params["roles"],
     )

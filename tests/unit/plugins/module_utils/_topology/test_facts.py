@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.face import read_for
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.face import read_for, runner
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.facts import digest, read_converted_id, summarize
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
@@ -131,6 +131,8 @@ def test_no_command_runs_for_another_root_than_the_machines(tmp_path: Path) -> N
     module = FakeModule(str(tmp_path))
     assert [function["role"] for function in read_for(module)["pci"]] == ["gpu", "nic"]
     assert module.commands == []
+    assert runner(module)(["ip", "link"]) == (127, "", "")
+    assert module.commands == [["ip", "link"]]
 
 
 @pytest.mark.parametrize(
