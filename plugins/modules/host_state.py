@@ -29,8 +29,8 @@ options:
     description:
       - V(plan) changes nothing and returns what would change.
       - For O(state=present), V(record) takes the inventory before packages are installed (by Ansible's own module),
-        V(apply) makes the changes and arms one boot of the new entry, V(verify) compares the effective with the wanted
-        state after the reboot, V(commit) makes the new entry the default.
+        V(apply) makes the changes and arms one boot of the new entry, V(verify) waits until the new boot is complete
+        and fails with a list of what is not as wanted, V(commit) makes the new entry the default.
       - For O(state=restored), V(undo) makes the old boot entry the default again, and V(finish) restores everything
         else once it runs, the journal included.
     type: str
@@ -164,8 +164,6 @@ EXAMPLES = r"""
       passthrough: [gpu, nic]
       fabric_model: shared_nvswitch
   become: true
-  register: verified
-  failed_when: verified.differences | default([]) | length > 0
 """
 
 RETURN = r"""
@@ -225,7 +223,7 @@ reboot_required:
   sample: true
 differences:
   description: With O(phase=verify), what is not as wanted, a sentence each.
-  returned: success
+  returned: always
   type: list
   elements: str
   sample: ['0000:23:00.0: wanted driver vfio-pci, found nvidia']
@@ -292,6 +290,8 @@ def main() -> None:
         result = run_phase(module.params, module.check_mode, module.run_command)
     except TopovirtError as error:
         module.fail_json(msg=str(error))
+    if result["differences"]:
+        module.fail_json(msg=f"The host is not as wanted: {'; '.join(result['differences'])}", **result)
     module.exit_json(**result)
 
 

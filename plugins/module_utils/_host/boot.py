@@ -29,8 +29,8 @@ def boot_loader(root: Path, run: Run) -> BootLoader:
     if Grub.found(root):
         return Grub(root, run)
     raise TopovirtError(
-        "The boot loader of this host is not supported: there is no /boot/grub/grub.cfg.",
-        "This version converts hosts that boot by GRUB with a generated grub.cfg (Debian and its children).",
+        "the boot loader of this host is not supported: there is no /boot/grub/grub.cfg",
+        "(this version converts hosts that boot by GRUB with a generated grub.cfg, as Debian and its children do)",
     )
 
 

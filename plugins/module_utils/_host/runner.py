@@ -23,7 +23,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boo
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key, Record
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import Packages
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, Run, token_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, Run, output, token_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import (
     HostFile,
     ModuleIds,
@@ -44,6 +44,8 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model impor
 
 # In the order of work. The boot entry comes last of what is applied: it makes everything before it take effect.
 STEPS: Tuple[Type[Step], ...] = (Packages, ModuleIds, Services, Tuned, Hugepages, Binding, Boot, HostFile)
+
+_BOOT_SECONDS = 900  # for the last services after a reboot
 
 
 @dataclass
@@ -119,6 +121,9 @@ class Runner:
 
     def verify(self, given: Mapping[str, Any]) -> Report:
         """Compare the effective state with the wanted one, as far as it does not wait for ``commit``."""
+        # Until the boot is complete a service that is still starting would look like one that failed. The answer does
+        # not matter: a host with some other failed unit is "degraded".
+        output(self.run, "timeout", str(_BOOT_SECONDS), "systemctl", "is-system-running", "--wait")
         context = self._context(given)
         report = self._report(context, [], False)
         report.differences = self._differences(context, self._planned(context))
@@ -220,18 +225,27 @@ class Runner:
         return next(kind(context) for kind in STEPS if kind.name == name)
 
     def _planned(self, context: Context) -> List[Change]:
+        """All changes that are due.
+
+        :raises TopovirtError: where the host is of a kind for which none can be planned.
+        """
         obstacles = boot_obstacles(self.root, self.run)
         if obstacles:
-            self._raise([*guard.reasons_against(self.root, self.run, context.topology, context.wanted), *obstacles])
+            self._raise([*self._reasons(context, True), *obstacles])
         return unique([change for step in self._steps(context) for change in step.plan()])
 
     def _refuse(self, context: Context, changes: Sequence[Change]) -> None:
+        reasons = self._reasons(context, bool(changes))
+        if reasons:
+            self._raise(reasons)
+
+    def _reasons(self, context: Context, changes: bool) -> List[str]:
+        """VMs that run speak against changes, not against looking."""
         reasons = guard.reasons_against(self.root, self.run, context.topology, context.wanted)
         if changes:
             reasons += [f"VM {name} is running: stop it first" for name in guard.running_vms(self.root)]
             reasons += [f"{process} runs a VM: stop it first" for process in guard.other_processes(self.root)]
-        if reasons:
-            self._raise(reasons)
+        return reasons
 
     @staticmethod
     def _raise(reasons: Sequence[str]) -> None:

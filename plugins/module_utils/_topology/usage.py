@@ -485,8 +485,7 @@ def _interfaces(nets: _Nets) -> Iterator[tuple[str, str]]:
             if route.interface == name:
                 what = "the default route" if route.network.prefixlen == 0 else f"the route to {route.network}"
                 reasons.append(f"interface {name} carries {what}")
-        for upper in nets.uppers(name):
-            reasons.append(f"interface {name} belongs to the {nets.kind(upper)} {upper}")
+        reasons += [f"interface {name} belongs to the {nets.kind(upper)} {upper}" for upper in nets.uppers(name)]
         for reason in reasons:
             for bdf in functions:
                 yield bdf, reason
