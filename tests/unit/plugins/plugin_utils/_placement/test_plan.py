@@ -127,11 +127,27 @@ def test_a_small_vm_leaves_room_for_a_large_one() -> None:
     assert taken <= {1, 2, 3, 4} or taken <= {5, 6, 7, 8}
 
 
+def test_the_place_that_keeps_more_partitions_whole_wins_over_the_first() -> None:
+    topology = host()
+    function(topology, "0000:53:00.0")["in_use"] = ["kept"]  # module 1, partner of module 3
+    (vm,) = plan([request("a", 1)], "shared_nvswitch", topology)["vms"]
+    assert modules(vm) == {3}
+
+
 # --- CPUs and memory ---
 
 
-@SCALES
-@pytest.mark.parametrize("sizes,model", [((8,), "full_passthrough"), ((4, 4), "shared_nvswitch")])
+@pytest.mark.parametrize(
+    "scale,sizes,model",
+    [
+        ("boot", (8,), "full_passthrough"),
+        ("boot", (4, 4), "shared_nvswitch"),
+        ("real", (8,), "full_passthrough"),
+        ("real", (4, 4), "shared_nvswitch"),
+        ("real", (2, 1, 4, 1), "shared_nvswitch"),
+        ("real", (1,) * 8, "shared_nvswitch"),
+    ],
+)
 def test_pins_are_disjoint_and_leave_housekeeping_alone(scale: str, sizes: tuple[int, ...], model: str) -> None:
     topology = host(scale)
     vms = plan([request(f"vm{index}", size) for index, size in enumerate(sizes)], model, topology)["vms"]
@@ -194,6 +210,22 @@ def test_existing_vms_keep_what_they_have() -> None:
     assert "VM t1: asks for 8 GPUs, 4 are free" in error.message
     assert "0000:23:00.0: belongs to VM t0" in error.message
     assert "a VM of 4 GPUs" in error.hint
+
+
+def test_cpus_of_existing_vms_are_not_given_out_again() -> None:
+    topology = host()
+    running = as_domains(plan([request("old", 1)], "shared_nvswitch", topology), topology)
+    vms = plan([request(f"vm{number}", 1) for number in range(7)], "shared_nvswitch", topology, running)["vms"]
+    pins = [cpu for vm in vms for _vcpu, cpu in vm["layout"]["vcpu_pins"]] + parse_cpulist(running[0]["cpus"])
+    assert len(pins) == len(set(pins)) == 8 * 22
+
+
+def test_pages_promised_to_a_vm_that_is_off_are_not_given_out_when_others_use_the_rest() -> None:
+    topology = host()
+    off = as_domains(plan([request("old", 1, memory="30GiB")], "shared_nvswitch", topology), topology, "shut off")
+    topology["nodes"][0]["hugepages"]["1048576"]["free"] = 40  # something else holds 932 of 972
+    error = refusal([request("a", 1, memory="2TiB"), request("b", 8)], "shared_nvswitch", topology, off)
+    assert "of NUMA node 0, 10 are free" in error.message
 
 
 def test_a_shut_off_vm_still_owns_its_devices_and_memory() -> None:
@@ -319,6 +351,16 @@ def test_gpus_of_one_group_cannot_be_parted() -> None:
     assert all("23" not in buses(vm, "gpu") or "24" in buses(vm, "gpu") for vm in vms)
     (vm,) = plan([request("a", 4)], "shared_nvswitch", topology)["vms"]
     assert buses(vm, "gpu") == ["23", "24", "53", "54"]
+
+
+def test_a_nic_in_the_group_of_anothers_gpu_is_not_given_out() -> None:
+    topology = host()
+    # NIC 0000:25:00.0 cannot be parted from GPU 0000:24:00.0.
+    function(topology, "0000:25:00.0")["iommu_group"] = function(topology, "0000:24:00.0")["iommu_group"]
+    vms = plan([request(f"vm{number}", 1) for number in range(8)], "shared_nvswitch", topology)["vms"]
+    owners = {device["bdf"]: vm["name"] for vm in vms for device in vm["placement"]["devices"]}
+    assert owners["0000:25:00.0"] == owners["0000:24:00.0"] != owners["0000:23:00.0"]
+    assert sum(len(vm["placement"]["devices"]) for vm in vms) == len(owners) == 16
 
 
 def test_a_gpu_beside_a_switch_of_its_group_is_never_shared() -> None:
