@@ -57,7 +57,8 @@ def _differences(
         role = inventory.functions[bdf]["role"] if bdf in inventory.functions else None
         by_role.setdefault(role, []).append(bdf)
     gpus, nics, nvmes = (tuple(by_role.get(role, ())) for role in ("gpu", "nic", "nvme"))
-    found: list[str] = []
+    gone = [bdf for bdf in domain["hostdevs"] if bdf not in inventory.functions]
+    found = [f"owns {', '.join(gone)}, which the host no longer has"] if gone else []
     gpu_set = _set_of(gpus, by_role.get("nvswitch", []), fabric)
     if len(gpus) != request.gpus:
         found.append(f"has {len(gpus)} GPUs, {request.gpus} are asked for")

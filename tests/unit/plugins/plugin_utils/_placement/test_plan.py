@@ -262,6 +262,18 @@ def test_a_running_vm_is_not_changed() -> None:
     assert "VM a is running and has 2 GPUs, 4 are asked for" in error.message
 
 
+def test_a_vm_whose_device_is_gone_is_planned_anew_when_it_is_off() -> None:
+    topology = host()
+    wanted = [request("a", 1)]
+    off = as_domains(plan(wanted, "shared_nvswitch", topology), topology, "shut off")
+    lost = next(bdf for bdf in off[0]["hostdevs"] if function(topology, bdf)["role"] == "nic")
+    topology["pci"].remove(function(topology, lost))
+    (vm,) = plan([request("a", 1, nics=1)], "shared_nvswitch", topology, off)["vms"]
+    assert lost not in [device["bdf"] for device in vm["placement"]["devices"]]
+    off[0]["state"] = "running"
+    assert f"owns {lost}, which the host no longer has" in refusal(wanted, "shared_nvswitch", topology, off).message
+
+
 def test_a_vm_that_is_off_is_planned_anew() -> None:
     topology = host()
     off = as_domains(plan([request("a", 2)], "shared_nvswitch", topology), topology, "shut off")
