@@ -75,8 +75,8 @@ options:
   state:
     description:
       - With V(converted) only devices bound to vfio-pci and huge pages that exist are given out.
-      - With V(unconverted) the plan is for a host before its conversion. Drivers do not matter, and huge pages are those
-        that the conversion would make. Devices that the host uses are still kept out.
+      - With V(unconverted) the plan is for a host before its conversion. Drivers do not matter, and huge pages are
+        those that the conversion would make. Devices that the host uses are still kept out.
     type: str
     choices: [converted, unconverted]
     default: converted
