@@ -183,7 +183,7 @@ def _hostdevs(devices: etree._Element, layout: Layout) -> None:
 
 
 def _property(parent: etree._Element, name: str, value: bool | int | str) -> None:
-    """A QEMU device property; libvirt wants its type named (https://libvirt.org/kbase/qemu-passthrough-security.html)."""
+    """A QEMU device property; libvirt wants its type named (https://libvirt.org/drvqemu.html)."""
     if isinstance(value, bool):
         kind, text = "bool", "true" if value else "false"
     elif isinstance(value, int):

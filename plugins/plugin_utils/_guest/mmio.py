@@ -12,8 +12,8 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import Controller, GuestDevice
 
-# OVMF places 64-bit BARs in the upper 1/8 of the address space and takes that as at most 46 bits
-# (edk2, OvmfPkg/Library/PlatformInitLib/MemDetect.c).
+# OVMF places 64-bit BARs in the upper 1/8 of the address space, which it takes as at most 46 bits wide, if RAM ends
+# below that (edk2, OvmfPkg/Library/PlatformInitLib/MemDetect.c, PlatformDynamicMmioWindow).
 UEFI_WINDOW_SHIFT = 3
 UEFI_MAX_BITS = 46
 # q35 keeps RAM out of up to 2 GiB below 4 GiB; what is displaced continues above.
@@ -58,7 +58,10 @@ def address_space(name: str, window: int, memory_bytes: int, uefi: bool, host_bi
     needed = (memory_bytes + LOW_HOLE_BYTES + window - 1).bit_length()
     most = host_bits
     if uefi:
-        needed = max(needed, (window - 1).bit_length() + UEFI_WINDOW_SHIFT if window else 0)
+        while window > 1 << needed - UEFI_WINDOW_SHIFT or (
+            memory_bytes + LOW_HOLE_BYTES > (1 << needed) - (1 << needed - UEFI_WINDOW_SHIFT)
+        ):
+            needed += 1
         most = min(host_bits or UEFI_MAX_BITS, UEFI_MAX_BITS)
     if most is not None and needed > most:
         raise TopovirtError(

@@ -45,6 +45,8 @@ def test_narrow_bars_take_no_window() -> None:
         (64 * GIB, 512 * GIB, True, 42),  # one eighth of 4 TiB
         (64 * GIB, 8 * TIB, True, 46),
         (2 * GIB, 0, True, 33),
+        (900 * GIB, GIB, False, 40),
+        (900 * GIB, GIB, True, 41),  # RAM reaches into the upper eighth of 1 TiB
     ],
 )
 def test_needed_bits(memory: int, size: int, uefi: bool, expected: int) -> None:
