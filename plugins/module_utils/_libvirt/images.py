@@ -98,8 +98,7 @@ def _fill(root: Path, image: Image, place: Path, fetch: Fetch) -> None:
         shutil.copyfile(source, place)
         os.utime(place, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
         return
-    assert image.url is not None
-    with fetch(image.url) as stream, place.open("wb") as target:
+    with fetch(image.url or "") as stream, place.open("wb") as target:
         shutil.copyfileobj(stream, target, _BLOCK)
     if not _matches(place, image):
         raise TopovirtError(
