@@ -183,20 +183,20 @@ class FakeHost(Machine):
         path = self.paths[NVME0]
         self.write(f"{path}/nvme/{name}/serial", f"{serial}   \n")
         self.write(f"{path}/nvme/{name}/{name}n1/dev", f"{number}\n")
-        up = "../../../"
+        up = "../../"
         self.link(f"sys/class/block/{name}n1", f"{up}{path[4:]}/nvme/{name}/{name}n1")
         self.link(f"sys/class/nvme/{name}", f"{up}{path[4:]}/nvme/{name}")
         self.link(f"{path}/nvme/{name}/device", "../..")
 
     def disk(self, name: str, bdf: str, below: str, number: str) -> None:
         self.write(f"{self.paths[bdf]}/{below}/dev", f"{number}\n")
-        self.link(f"sys/class/block/{name}", f"../../../{self.paths[bdf][4:]}/{below}")
+        self.link(f"sys/class/block/{name}", f"../../{self.paths[bdf][4:]}/{below}")
 
     def partition(self, disk: str, name: str, number: str) -> None:
         real = (self.root / f"sys/class/block/{disk}").resolve().relative_to(self.root.resolve())
         self.write(f"{real}/{name}/dev", f"{number}\n")
         self.write(f"{real}/{name}/partition", "1\n")
-        self.link(f"sys/class/block/{name}", f"../../../{str(real)[4:]}/{name}")
+        self.link(f"sys/class/block/{name}", f"../../{str(real)[4:]}/{name}")
 
     def stack(self, name: str, number: str, *below: str, uuid: str = "", dm_name: str = "") -> None:
         """A virtual block device on top of others."""
@@ -205,7 +205,7 @@ class FakeHost(Machine):
         if dm_name:
             self.write(f"{path}/dm/name", f"{dm_name}\n")
             self.write(f"{path}/dm/uuid", f"{uuid}\n")
-        self.link(f"sys/class/block/{name}", f"../../../{path[4:]}")
+        self.link(f"sys/class/block/{name}", f"../../{path[4:]}")
         for lower in below:
             self.link(f"{path}/slaves/{lower}", f"/ignored/{lower}")
             real = (self.root / f"sys/class/block/{lower}").resolve()
@@ -508,7 +508,7 @@ class FakeHost(Machine):
                     data = os.readlink(path)
                 elif stat.S_ISREG(info.st_mode):
                     data = path.read_bytes()
-                    if path.name == "grubenv":
+                    if path.name == "grubenv" and len(data) == 1024:
                         data = tuple(sorted(_variables(data).items()))
                 found[str(path.relative_to(self.root))] = (
                     stat.S_IFMT(info.st_mode),
