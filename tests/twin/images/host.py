@@ -102,7 +102,7 @@ def build(work: Path, mirror: debian.Mirror, drivers: Path, qemu_img: Sequence[s
     process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "emulated server", "-f", work / "key"], work / "log")
     bake = tree / "bake"
     bake.mkdir()
-    for file in (HERE / "customize.sh", HERE / "grub-probe", HERE / "masked-units.txt", work / "key.pub"):
+    for file in (HERE / "customize.sh", HERE / "grub-probe", *HERE.glob("masked-*.txt"), work / "key.pub"):
         shutil.copy(file, bake / file.name)
     chroot(tree, ["sh", "/bake/customize.sh", release], work / "log",
            {"ROOT_UUID": disk.ROOT_UUID, "ROOT_PARTUUID": disk.ROOT_PARTUUID})

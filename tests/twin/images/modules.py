@@ -22,7 +22,8 @@ ABSENT_HARDWARE = (
     "drivers/net/wireless", "drivers/net/wwan", "drivers/nfc", "drivers/parport", "drivers/pcmcia", "drivers/platform",
     "drivers/power", "drivers/rtc", "drivers/scsi", "drivers/soundwire", "drivers/spi", "drivers/ssb", "drivers/staging",
     "drivers/target", "drivers/thunderbolt", "drivers/usb", "drivers/video", "drivers/w1", "drivers/watchdog",
-    "drivers/infiniband", "drivers/crypto", "drivers/bcma", "drivers/message", "drivers/firewire", "drivers/gnss",
+    "arch/x86/crypto", "drivers/i2c", "drivers/powercap", "drivers/edac", "drivers/vmw_vmci", "net/vmw_vsock",
+    "drivers/firmware/efi", "drivers/char/tpm", "drivers/infiniband", "drivers/crypto", "drivers/bcma", "drivers/message", "drivers/firewire", "drivers/gnss",
     "fs/ceph", "fs/smb", "fs/ocfs2", "fs/gfs2", "fs/bcachefs", "fs/ubifs", "fs/jffs2", "fs/afs", "fs/orangefs", "fs/coda",
     "fs/reiserfs", "fs/jfs", "fs/nilfs2", "fs/f2fs", "fs/ntfs3", "fs/hfs", "fs/hfsplus", "fs/udf", "fs/erofs",
 )
@@ -30,7 +31,7 @@ ABSENT_HARDWARE = (
 KEPT = (
     "drivers/gpu/drm/nouveau/nouveau", "drivers/net/ethernet/intel/igb/igb", "drivers/net/ethernet/intel/igbvf/igbvf",
     "drivers/input/evdev", "drivers/scsi/scsi_mod", "drivers/scsi/sd_mod", "drivers/video/fbdev/nvidia/nvidiafb",
-    "drivers/net/ethernet/intel/e1000e/e1000e", "drivers/mfd/lpc_ich",
+    "drivers/net/ethernet/intel/e1000e/e1000e",
 )
 #: Of the stock kernel, but in the emulated server a stand-in of ours takes its place or nothing does.
 REPLACED = (

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs inside the tree of the emulated server's image, with /proc, /sys and /dev there. Arguments: kernel release.
-# Environment: ROOT_UUID, ROOT_PARTUUID. /bake holds grub-probe, masked-units.txt and key.pub; it is removed afterwards.
+# Environment: ROOT_UUID, ROOT_PARTUUID. /bake holds grub-probe, masked-*.txt and key.pub; it is removed afterwards.
 set -eu
 release=$1
 
@@ -15,6 +15,16 @@ install -m 0600 -o ops -g ops /bake/key.pub /home/ops/.ssh/authorized_keys
 systemctl --quiet enable systemd-networkd.service
 # shellcheck disable=SC2046
 systemctl --quiet mask $(cat /bake/masked-units.txt)
+mkdir -p /etc/systemd/system-generators
+for generator in $(cat /bake/masked-generators.txt); do
+    ln -s /dev/null "/etc/systemd/system-generators/$generator"
+done
+# Not started at boot; D-Bus still starts it when asked, as `reboot` does.
+ln -s /dev/null /etc/systemd/system/multi-user.target.wants/systemd-logind.service
+# Login sessions would start logind and a user manager at each SSH login, seconds on an emulated processor.
+DEBIAN_FRONTEND=noninteractive pam-auth-update --disable systemd
+mkdir -p /run/sshd
+sshd -t
 # A letter first: boot entries may be named by this id, and GRUB reads an id that begins with a digit as an index.
 echo c0ffee00000040008000746f706f7669 >/etc/machine-id
 
@@ -42,4 +52,6 @@ mv /bake/grub-probe.real /usr/sbin/grub-probe
 apt-get -o Dir::Etc::sourceparts=/dev/null update
 dpkg-query -W -f '${Package} ${Version}\n' >/bake/packages
 find /var/log -type f -delete
+# systemd rebuilds caches when /usr is younger than these.
+touch /etc/.updated /var/.updated
 rm -rf /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/cache/apt/*.bin
