@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
@@ -116,3 +117,17 @@ def test_identity_keeps_uuid_and_notes_files() -> None:
 def test_a_definition_without_our_metadata_is_refused() -> None:
     with pytest.raises(TopovirtError, match="VM 'train-0': domain_xml has no topovirt metadata"):
         with_identity(domain_xml(), None, [])
+
+
+DATA = Path(__file__).parent / "data"
+
+
+def test_a_planned_vm_after_libvirt_has_completed_it() -> None:
+    """The pair was made once with libvirt 11.3.0: a plan of ours for 20 devices and UEFI, and what libvirt kept of it."""
+    completed_by_libvirt = (DATA / "planned-completed.xml").read_text()
+    files = ["/var/lib/topovirt/vms/train-1/nccl.xml"]
+    wanted = with_identity((DATA / "planned.xml").read_text(), None, files)
+    assert compare(completed_by_libvirt, wanted) == []
+    moved = wanted.replace('name="ua-0000-23-00-0"', 'name="ua-other"')
+    assert moved != wanted
+    assert [item.path for item in compare(completed_by_libvirt, moved)] == ["devices/hostdev[0000:23:00.0]/alias@name"]
