@@ -123,7 +123,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def test_a_planned_vm_after_libvirt_has_completed_it() -> None:
-    """The pair was made once with libvirt 11.3.0: a plan of ours for 20 devices and UEFI, and what libvirt kept of it."""
+    """Made once with libvirt 11.3.0: a plan of ours with 20 devices and UEFI, and what libvirt kept of it."""
     completed_by_libvirt = (DATA / "planned-completed.xml").read_text()
     files = ["/var/lib/topovirt/vms/train-1/nccl.xml"]
     wanted = with_identity((DATA / "planned.xml").read_text(), None, files)
