@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.demo import story
-from tests.demo.operator import Failure, Operator, Played, changes
+from tests.demo.operator import Failure, Operator, Played, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.twin.description import DescriptionError
 from tests.twin.images.process import BakeError
@@ -98,7 +98,7 @@ class Demo:
         return f"SSH after {seconds:.0f} s"
 
     def record(self) -> str:
-        self.before = manifest.take(self.server)
+        self.before = record(self.server)
         (FOLDER / "before.json").write_text(json.dumps(self.before, indent=1), encoding="utf-8")
         return f"{len(self.before['files'])} paths"
 
@@ -169,7 +169,7 @@ class Demo:
         return f"{self.play('back', 'convert_to_bare_metal').changed} tasks changed something"
 
     def as_before(self) -> str:
-        after = manifest.take(self.server)
+        after = record(self.server)
         (FOLDER / "after.json").write_text(json.dumps(after, indent=1), encoding="utf-8")
         differences = manifest.compare(self.before, after)
         if differences:

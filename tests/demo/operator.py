@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from tests.tools import collection, progress, workspace
+from tests.tools import collection, manifest, progress, workspace
 from tests.twin.lifecycle import Server
 
 # QEMU inside the emulated server would map every 256 GiB BAR through an emulated IOMMU, which takes minutes.
@@ -173,6 +174,14 @@ class Operator:
         )
         text = log.read_text(encoding="utf-8", errors="replace")
         return Played(status, changed_tasks(text) if status == 0 else 0, text, log)
+
+
+def record(server: Server) -> dict[str, Any]:
+    """Everything that the way back must restore, see tests/tools/manifest.py."""
+    try:
+        return manifest.take(server.ssh_command())
+    except subprocess.CalledProcessError as error:
+        raise Failure(f"the host's files, packages and units cannot be recorded: {error}") from error
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

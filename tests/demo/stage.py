@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.demo import story
-from tests.demo.operator import Failure, Operator, changes
+from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
 from tests.twin.lifecycle import Server, TwinError
@@ -68,7 +68,7 @@ def create() -> None:
     owner = os.environ.get(OWNER)
     mine.server.up(owner=int(owner) if owner else None)
     mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | story.ONE_VM)
-    BEFORE.write_text(json.dumps(manifest.take(mine.server)), encoding="utf-8")
+    BEFORE.write_text(json.dumps(record(mine.server)), encoding="utf-8")
 
 
 def predict() -> None:
@@ -111,7 +111,7 @@ def refuse() -> None:
 
 
 def as_before() -> None:
-    differences = manifest.compare(json.loads(BEFORE.read_text(encoding="utf-8")), manifest.take(operator().server))
+    differences = manifest.compare(json.loads(BEFORE.read_text(encoding="utf-8")), record(operator().server))
     if differences:
         raise Failure("not as before: " + "; ".join(differences[:20]))
 

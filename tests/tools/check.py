@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import fcntl
 import os
 import shutil
 import subprocess
@@ -150,6 +151,12 @@ def main() -> int:
     progress.end_like_interrupted()
     started = time.monotonic()
     LOGS.mkdir(parents=True, exist_ok=True)
+    lock = (LOGS / "lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        progress.say("another 'make test' runs in this checkout; waiting for it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
     JUNIT.unlink(missing_ok=True)
     tarball = collection.build(workspace.WORK / "dist", LOGS / "build.log")
     known = gates(tarball)
