@@ -6,6 +6,7 @@
 create      boot the server, write inventory and variables, record how the host is
 predict     run convert-to-kvm in check mode, then for real: the same tasks change something
 refuse      bad input, each refused with its reason and without a change
+controls    boot three VMs that are wrong on purpose; the comparison flags each for what is wrong
 as-before   the host is what create recorded
 destroy     end the server
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.demo import story
+from tests.demo import controls, story
 from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
@@ -110,6 +111,36 @@ def refuse() -> None:
             raise Failure(f"{refusal.name} was refused, but changed the host (log: {played.log})")
 
 
+def flag_controls() -> None:
+    """Stop the right VM, boot each wrong one in its place, and demand that verify-vms flags it."""
+    mine = operator()
+    server = mine.server
+    right = server.copy_from("virsh dumpxml --inactive train-8").decode()
+    rows = server.copy_from(
+        "cd /sys/bus/pci/devices && for d in *; do echo $d $(cat $d/vendor $d/device); done"
+    ).decode()
+    gpus, nics = (controls.bdfs(rows, ids) for ids in controls.GPU_AND_NIC)
+    if mine.play("controls-stop", "stop_vms", variables={"vms": "train-8"}).status:
+        raise Failure("train-8 could not be stopped before the negative controls")
+    for control in controls.CONTROLS:
+        xml, broken = controls.definition(control, right, gpus, nics)
+        created = server.run("cat > /run/control.xml && virsh create /run/control.xml", timeout=600, data=xml)
+        if created.returncode:
+            raise Failure(f"{control.title}: the VM does not start: {created.stderr.strip()}")
+        folder = mine.folder / "controls"
+        played = mine.play(
+            control.name, "verify_vms", variables={"vms": control.name, "topovirt_report_dir": str(folder)}
+        )
+        server.copy_from(f"virsh destroy {control.name}; rm -f /run/control.xml")
+        found = folder / MACHINE / f"{control.name}.json"
+        if not found.is_file():
+            raise Failure(f"{control.title}: verify-vms did not get to compare: {played.reason}")
+        why = controls.objection(control, broken, json.loads(found.read_text(encoding="utf-8")))
+        if why or not played.status:
+            raise Failure(f"{control.title} was not flagged as it must be: {why or 'verify-vms passed'}")
+        progress.say(f"{control.title}: flagged. {played.reason}")
+
+
 def as_before() -> None:
     differences = manifest.compare(json.loads(BEFORE.read_text(encoding="utf-8")), record(operator().server))
     if differences:
@@ -121,7 +152,8 @@ def destroy() -> None:
 
 
 STEPS: dict[str, Callable[[], None]] = {
-    "create": create, "predict": predict, "refuse": refuse, "as-before": as_before, "destroy": destroy,
+    "create": create, "predict": predict, "refuse": refuse, "controls": flag_controls,
+    "as-before": as_before, "destroy": destroy,
 }  # fmt: skip
 
 
