@@ -1,9 +1,9 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Is a host after the way back what it was before its conversion? Takes manifests through SSH, and compares two.
+"""Is a host after the way back what it was before? Takes manifests through SSH, and compares two.
 
-``python -m tests.tools.manifest take FILE -- ssh ... HOST`` and ``python -m tests.tools.manifest compare BEFORE AFTER``.
+Use ``python -m tests.tools.manifest take FILE -- ssh ... HOST``, then ``python -m tests.tools.manifest compare OLD NEW``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Everything about a host that a way back has to restore, as JSON on standard output.
 
-Runs on the host itself, as root, fed to its Python through SSH: standard library only, and nothing of the collection, so
-that the judge shares no code with what it judges. Argument: the root of the file tree, ``/`` by default.
+Runs on the host itself, as root, fed to its Python through SSH: standard library only, and nothing of the collection,
+so that the judge shares no code with what it judges. Argument: the root of the file tree, ``/`` by default.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import os
 import stat
 import subprocess
 import sys
-from typing import Any, Dict, List
+from typing import Any
 
 # Compared by entry: their order may change when users come and go.
 BY_ENTRY = ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/subuid", "/etc/subgid")
 
 
-def file_system(root: str) -> Dict[str, List[Any]]:
+def file_system(root: str) -> dict[str, list[Any]]:
     """Path -> type, mode, owner, group, extended attributes, and hash of the content or target of the link."""
-    found: Dict[str, List[Any]] = {}
+    found: dict[str, list[Any]] = {}
     devices = {
         os.stat(os.path.join(root, path)).st_dev for path in ("", "boot", "boot/efi") if os.path.isdir(f"{root}/{path}")
     }
@@ -49,7 +49,7 @@ def file_system(root: str) -> Dict[str, List[Any]]:
     return found
 
 
-def attributes(path: str) -> Dict[str, str]:
+def attributes(path: str) -> dict[str, str]:
     try:
         names = os.listxattr(path, follow_symlinks=False)
         return {n: base64.b64encode(os.getxattr(path, n, follow_symlinks=False)).decode() for n in sorted(names)}
@@ -72,11 +72,11 @@ def content(real: str, path: str, mode: int) -> Any:
     return digest.hexdigest()
 
 
-def output(*words: str) -> List[str]:
+def output(*words: str) -> list[str]:
     return sorted(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines())
 
 
-def drivers() -> Dict[str, Any]:
+def drivers() -> dict[str, Any]:
     """Driver and override of each PCI function."""
     top, found = "/sys/bus/pci/devices", {}
     for bdf in sorted(os.listdir(top)):
@@ -89,7 +89,7 @@ def drivers() -> Dict[str, Any]:
     return found
 
 
-def pages() -> Dict[str, str]:
+def pages() -> dict[str, str]:
     found = {}
     for directory, _names, files in os.walk("/sys/devices/system/node"):
         if "nr_hugepages" in files:
