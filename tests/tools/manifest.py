@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Is a host after the way back what it was before? Takes manifests through SSH, and compares two.
 
-Use ``python -m tests.tools.manifest take FILE -- ssh ... HOST``, then ``python -m tests.tools.manifest compare OLD NEW``.
+Use ``python -m tests.tools.manifest take FILE -- ssh ... HOST`` and ``python -m tests.tools.manifest compare OLD NEW``.
 """
 
 from __future__ import annotations
