@@ -183,7 +183,7 @@ pending:
   type: bool
   sample: false
 plan:
-  description: The changes of this phase; all of them with O(phase=plan) and in check mode of O(phase=apply).
+  description: The changes of this phase, all of them with O(phase=plan).
   returned: success
   type: list
   elements: dict

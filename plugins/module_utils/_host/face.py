@@ -49,16 +49,18 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
     changes_nothing = check_mode or phase in _READING
     with contextlib.nullcontext() if changes_nothing else host_lock(root, f"host_state ({phase})"):
         report = _run(runner, state, phase, params, check_mode)
+    # A directory comes with the file in it.
+    shown = [change for change in report.plan if change.kind != "directory"]
     return {
         "changed": report.changed and phase != "plan",
         "pending": report.changed,
         "id": report.id,
         "journal_state": report.state,
-        "plan": [describe(change) for change in report.plan],
+        "plan": [describe(change) for change in shown],
         "reboot_required": report.reboot_required,
         "differences": report.differences,
         "kept": report.kept,
-        "diff": [_diff(change) for change in report.plan],
+        "diff": [_diff(change) for change in shown],
     }
 
 

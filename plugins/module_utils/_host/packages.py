@@ -149,6 +149,14 @@ class Packages(Step):
         touched = journal.first_priors()[(self.name, "interval", str(number))]
         journal.add_note(f"packages/{number}", {"changes": journal.save(inventory.pack(self._brought(touched)))})
 
+    def brought_now(self) -> List[str]:
+        """Topmost paths that the newest interval brought."""
+        number = _intervals(self.context.journal)
+        if not number:
+            return []
+        interval = self.context.journal.first_priors()[(self.name, "interval", str(number))]
+        return list(self._changes(number, interval)["created"])
+
     def _brought(self, interval: Dict[str, Any]) -> Dict[str, Any]:
         before = inventory.unpack(self.context.journal.load(interval["prior"]["inventory"]))
         now = package_manager(self.context.root, self.context.run).installed()

@@ -11,8 +11,7 @@ Every phase may be repeated, and continues where an earlier run was cut off.
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
@@ -20,10 +19,11 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.module_utils._host import guard
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.binding import Binding
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boot, boot_obstacles
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key, Record
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key, Record, machine_id
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import Packages
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, Run, output, token_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, TOKEN, Run, output, token_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import (
     HostFile,
     ModuleIds,
@@ -69,7 +69,6 @@ class Runner:
     run: Run
     topology: Callable[[], Topology]
     write: Callable[[Path, str], None] = write_attribute
-    new_id: Callable[[], str] = lambda: secrets.token_hex(4)
 
     # --- to a KVM host ---
 
@@ -105,17 +104,18 @@ class Runner:
         self._refuse(context, changes)
         due = [change for change in changes if change.stage == "apply"]
         if check:
-            return self._report(context, changes, bool(due))
+            return self._report(context, due, bool(due))
         if not context.journal.exists or context.journal.state == "begun":
             raise TopovirtError("Nothing is recorded on this host.", "Run host_state with phase: record first.")
         still = Packages(context).differences()
         if still:
             raise TopovirtError(f"Packages are missing:{guard.as_list(still)}", "Install them, then run again.")
         Packages(context).close()
+        shown = self._as_recorded(context, due)
         self._make(context, due)
         if due and context.journal.state == "recorded":
             context.journal.set_state("applied")
-        report = self._report(context, due, bool(due))
+        report = self._report(context, shown, bool(due))
         report.reboot_required = Boot(context).reboot_required()
         return report
 
@@ -198,7 +198,7 @@ class Runner:
         topology = self.topology()
         flags = _text(self.root / "proc/cpuinfo")
         wanted = resolve(given, topology, committed_state(self.root), " pdpe1gb" in flags)
-        return Context(self.root, self.run, journal, topology, wanted, journal.id or self.new_id(), self.write)
+        return Context(self.root, self.run, journal, topology, wanted, journal.id or identity(self.root), self.write)
 
     def _differences(self, context: Context, planned: Sequence[Change]) -> List[str]:
         """What is not as wanted; steps whose effect comes with the commit are left out while that is to come."""
@@ -232,7 +232,7 @@ class Runner:
         obstacles = boot_obstacles(self.root, self.run)
         if obstacles:
             self._raise([*self._reasons(context, True), *obstacles])
-        return unique([change for step in self._steps(context) for change in step.plan()])
+        return chained(unique([change for step in self._steps(context) for change in step.plan()]))
 
     def _refuse(self, context: Context, changes: Sequence[Change]) -> None:
         reasons = self._reasons(context, bool(changes))
@@ -279,6 +279,19 @@ class Runner:
                 context.journal.outcome(number)
         self._reload(context)
 
+    def _as_recorded(self, context: Context, changes: Sequence[Change]) -> List[Change]:
+        """Changes as seen from the state that was recorded: a file that a package has brought since was not there."""
+        if not any(change.kind == "file" and change.before is not None for change in changes):
+            return list(changes)
+        brought = Packages(context).brought_now()
+        return [
+            replace(change, before=None)
+            if change.kind == "file"
+            and any(change.what == path or change.what.startswith(f"{path}/") for path in brought)
+            else change
+            for change in changes
+        ]
+
     def _open(self, context: Context) -> List[Record]:
         """First touches that are not undone yet, the newest first."""
         done = set(context.journal.undone())
@@ -308,6 +321,24 @@ class Runner:
 
     def _report(self, context: Context, changes: List[Change], changed: bool) -> Report:
         return Report(context.id, context.journal.state, changes, changed, any(c.reboot for c in changes))
+
+
+def identity(root: Path) -> str:
+    """The id of a conversion: the same at each try on one host, so that check mode can tell exactly what will be."""
+    return digest(f"{TOKEN} {machine_id(root)}".encode("ascii"))[:8]
+
+
+def chained(changes: Sequence[Change]) -> List[Change]:
+    """Changes in which what one stage makes of a file is what the next stage finds."""
+    texts: Dict[Key, str] = {}
+    result = []
+    for change in sorted(changes, key=lambda c: c.stage == "commit"):
+        if change.kind == "file":
+            result.append(replace(change, before=texts.get(change.key, change.before)))
+            texts[change.key] = change.after["text"]
+        else:
+            result.append(change)
+    return result
 
 
 def _key(record: Record) -> Key:

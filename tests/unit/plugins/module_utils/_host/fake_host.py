@@ -467,8 +467,8 @@ class FakeHost(Machine):
 
     # --- what tests do with it ---
 
-    def runner(self, identity: str = "cafe0001") -> Runner:
-        return Runner(self.root, self.run, lambda: read_topology(self.root), self.write_attribute, lambda: identity)
+    def runner(self) -> Runner:
+        return Runner(self.root, self.run, lambda: read_topology(self.root), self.write_attribute)
 
     def convert(self, wanted: dict[str, Any] | None = None, until: str = "commit") -> bool:
         """All phases as the role runs them; returns whether anything changed."""

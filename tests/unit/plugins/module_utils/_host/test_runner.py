@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import identity
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import (
     GPU0,
     GPU1,
@@ -44,13 +47,19 @@ def test_a_converted_host_is_what_was_wanted(host: FakeHost) -> None:
     assert host.page_counts() == [5, 5]  # 8 GiB less 3
     assert host.tuned_active == "topovirt"
     words = (host.root / "proc/cmdline").read_text().split()
-    assert {"intel_iommu=on", "iommu=pt", "mitigations=auto", "topovirt=cafe0001", "console=ttyS0"} <= set(words)
+    assert {
+        "intel_iommu=on",
+        "iommu=pt",
+        "mitigations=auto",
+        f"topovirt={identity(host.root)}",
+        "console=ttyS0",
+    } <= set(words)
     assert "intel_iommu=off" not in words
     committed = json.loads((host.root / "var/lib/topovirt/host.json").read_text())
     assert committed["passthrough"] == {bdf: role for bdf, role in committed["passthrough"].items() if bdf in PASSED}
     assert committed["hugepages"] == {"page_size_bytes": 1 << 30, "per_node": {"0": 5, "1": 5}}
     assert committed["housekeeping_cpus"] == {"0": "0,4", "1": "2,6"}
-    assert committed["id"] == "cafe0001"
+    assert committed["id"] == identity(host.root)
 
 
 def test_the_old_boot_files_are_never_touched(host: FakeHost) -> None:
@@ -74,7 +83,7 @@ def test_the_new_entry_is_tried_once_only(host: FakeHost) -> None:
 def test_a_committed_entry_stays(host: FakeHost) -> None:
     host.convert()
     host.reboot()
-    assert "topovirt=cafe0001" in (host.root / "proc/cmdline").read_text()
+    assert f"topovirt={identity(host.root)}" in (host.root / "proc/cmdline").read_text()
     assert host.driver(GPU0) == "vfio-pci"
 
 
@@ -180,21 +189,29 @@ def test_a_service_that_was_off_is_off_again(host: FakeHost) -> None:
 def test_check_mode_predicts_the_real_run_and_changes_nothing(host: FakeHost) -> None:
     before = host.snapshot()
     runner = host.runner()
-    predicted = [*runner.record(WANTED, check=True).plan, *runner.apply(WANTED, check=True).plan]
-    assert runner.plan(WANTED).plan == predicted
+    phases = (runner.record, runner.apply, runner.commit)
+    predicted = [phase(WANTED, check=True).plan for phase in phases]
+    assert [change for plan in predicted for change in plan] == runner.plan(WANTED).plan
     assert host.snapshot() == before
 
-    made = list(runner.record(WANTED, check=False).plan)
+    made = [runner.record(WANTED, check=False).plan]
     host.install(*WANTED["packages"])
-    made += runner.apply(WANTED, check=False).plan
+    made.append(runner.apply(WANTED, check=False).plan)
     host.reboot()
-    made += runner.commit(WANTED, check=False).plan
+    made.append(runner.commit(WANTED, check=False).plan)
 
-    def shape(changes: list[Any]) -> list[tuple[Any, ...]]:
-        # Some directories come with packages, so that they need not be made then.
-        return sorted((c.key, c.stage, json.dumps(c.after, sort_keys=True)) for c in changes if c.kind != "directory")
+    def shape(plan: list[Change]) -> list[Change]:
+        """Some directories come with packages, so that they need not be made then."""
+        return [replace(change, reboot=False) for change in plan if change.kind != "directory"]
 
-    assert shape(made) == shape(predicted)
+    assert [shape(plan) for plan in made] == [shape(plan) for plan in predicted]
+
+
+def test_the_id_is_the_same_at_each_try_and_differs_between_hosts(host: FakeHost, tmp_path: Path) -> None:
+    assert host.runner().plan(WANTED).id == host.runner().plan(WANTED).id
+    other = FakeHost(tmp_path / "other")
+    other.write("etc/machine-id", "b" * 32 + "\n")
+    assert other.runner().plan(WANTED).id != host.runner().plan(WANTED).id
 
 
 # --- change of the set on a converted host ------------------------------------------------------------------------
@@ -273,7 +290,7 @@ def test_verification_lists_everything_that_differs(host: FakeHost) -> None:
 def test_verification_without_the_new_boot_says_so(host: FakeHost) -> None:
     host.convert(until="apply")
     differences = host.runner().verify(WANTED).differences
-    assert "kernel command line: topovirt=cafe0001 is missing" in differences
+    assert f"kernel command line: topovirt={identity(host.root)} is missing" in differences
     assert f"{GPU0}: wanted driver vfio-pci, found nvidia" in differences
 
 
