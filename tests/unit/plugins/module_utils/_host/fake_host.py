@@ -302,11 +302,13 @@ class FakeHost(Machine):
         added = _entries(custom.read_text()) if custom.exists() else {}
         entries.update(added)
         chosen = variables.get("next_entry", "")
+        sourced = custom.read_text() if custom.exists() else ""
+        default = re.search(r"^\s*set default='?([^'\n]+)'?$", sourced, re.M)
         if chosen:
             env.write_bytes(_block({**variables, "next_entry": ""}))
-        else:
-            default = re.search(r"^\s*set default='?([^'\n]+)'?$", custom.read_text() if custom.exists() else "", re.M)
-            chosen = default.group(1) if default else "gnulinux-simple-aa-bb"
+        if default and not (chosen and 'if [ -z "${boot_once}" ]; then' in sourced):
+            chosen = default.group(1)
+        chosen = chosen or "gnulinux-simple-aa-bb"
         kernel, arguments, initrd = entries[chosen]
         assert (self.root / kernel.lstrip("/")).is_file()
         image = (self.root / initrd.lstrip("/")).read_text()
