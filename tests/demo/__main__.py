@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +238,14 @@ def tell(demo: Demo) -> list[tuple[Phase, float, str]]:
     return done
 
 
+def unexpected(error: Exception) -> Failure:
+    """An error of the driver itself as one line; its traceback is kept for whoever mends it."""
+    log = FOLDER / "log/traceback.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return Failure(f"unexpected {type(error).__name__}: {error} (a fault of the demo itself; {log.name} has the rest)")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", default="hgx-h200", help="a description in tests/twin/machines (default hgx-h200)")
@@ -254,7 +263,8 @@ def main() -> int:
         progress.say(f"All {len(done)} phases passed in {progress.clock(time.monotonic() - started)}.")
         for folder in ("one-vm", "two-tenants"):
             progress.say(f"Report page: {FOLDER / 'report' / folder / options.machine / 'report.html'}")
-    except Failure as failure:
+    except Exception as error:
+        failure = error if isinstance(error, Failure) else unexpected(error)
         progress.say(f"\nFAILED after {progress.clock(time.monotonic() - started)}: {failure}")
         progress.say(f"All logs: {FOLDER.relative_to(workspace.ROOT)}/log, the server's: {server.directory}")
     finally:

@@ -20,7 +20,12 @@ def test_the_command_line_has_no_token(server: Any) -> None:
 
 
 def test_nothing_of_ours_is_left(server: Any) -> None:
-    for path in ("/var/lib/topovirt", "/run/topovirt.lock", "/etc/tuned/topovirt"):
+    for path in (
+        "/var/lib/topovirt",
+        "/run/topovirt.lock",
+        "/etc/tuned/profiles/topovirt",
+        "/etc/default/grub.d/topovirt.cfg",
+    ):
         assert not server.file(path).exists
     assert not server.exists("virsh")
 
