@@ -11,6 +11,7 @@ with one line that says what failed and where the log is.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -55,6 +56,7 @@ class Demo:
         self.server = server
         self.keep = keep
         self.operator = Operator(server, FOLDER)
+        self.booted = False
         self.before: Any = None
         self.predicted: dict[str, str] = {}
 
@@ -94,6 +96,7 @@ class Demo:
 
     def boot(self) -> str:
         seconds = self.server.up(owner=None if self.keep else os.getpid())
+        self.booted = True
         images = self.operator.images()
         self.operator.write_inventory(story.variables(images, str(self.operator.reports)))
         return f"SSH after {seconds:.0f} s"
@@ -252,12 +255,19 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the server up")
     options = parser.parse_args()
     progress.end_like_interrupted()
+    lock = (workspace.WORK / "demo.lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        progress.say("Another demo runs in this checkout; only one can.")
+        return 1
     shutil.rmtree(FOLDER, ignore_errors=True)
     started = time.monotonic()
     status = 1
     server = Server(options.machine)
+    demo = Demo(server, options.keep)
     try:
-        done = tell(Demo(server, options.keep))
+        done = tell(demo)
         status = 0
         progress.say(f"\n{table(done)}\n")
         progress.say(f"All {len(done)} phases passed in {progress.clock(time.monotonic() - started)}.")
@@ -268,10 +278,10 @@ def main() -> int:
         progress.say(f"\nFAILED after {progress.clock(time.monotonic() - started)}: {failure}")
         progress.say(f"All logs: {FOLDER.relative_to(workspace.ROOT)}/log, the server's: {server.directory}")
     finally:
-        if options.keep:
+        if demo.booted and options.keep:
             progress.say("The server stays up. Log in: .work/venv/bin/python -m tests.twin ssh " + options.machine)
             progress.say(f"End it:  .work/venv/bin/python -m tests.twin down {options.machine}")
-        else:
+        elif demo.booted:
             server.down()
     return status
 

@@ -60,12 +60,13 @@ REFUSALS = (
 
 
 def operator() -> Operator:
-    return Operator(Server(MACHINE), FOLDER, workspace.COLLECTIONS)
+    return Operator(Server(MACHINE, directory=FOLDER / "server"), FOLDER, workspace.COLLECTIONS)
 
 
 def create() -> None:
-    shutil.rmtree(FOLDER, ignore_errors=True)
     mine = operator()
+    mine.server.down()
+    shutil.rmtree(FOLDER, ignore_errors=True)
     owner = os.environ.get(OWNER)
     mine.server.up(owner=int(owner) if owner else None)
     mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | story.ONE_VM)
