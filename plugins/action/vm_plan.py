@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.schema import as_topology
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.domain import LXML_MISSING
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import MODELS
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import STATES
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
@@ -39,6 +40,8 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
+        if LXML_MISSING:
+            raise AnsibleActionFail(f"vm_plan needs the Python library lxml on the controller: {LXML_MISSING}")
         variables = task_vars or {}
         _validation, given = self.validate_argument_spec(ARGUMENT_SPEC)
         arguments = _plain(given)

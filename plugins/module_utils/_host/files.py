@@ -75,7 +75,8 @@ def restore(path: Path, state: State, load: Callable[[str], bytes]) -> None:
         _set_meta(path, state)
     else:
         data = content(state, load)
-        assert data is not None
+        if data is None:
+            raise TopovirtError(f"{path}: its recorded state has no content, so the file cannot be written back.")
         write_file(path, data, state["mode"], state)
 
 

@@ -220,7 +220,7 @@ class _Blocks:
         spec = spec.strip().strip('"')
         keys = {"UUID": "ID_FS_UUID", "LABEL": "ID_FS_LABEL", "PARTUUID": "ID_PART_ENTRY_UUID"}
         keys["PARTLABEL"] = "ID_PART_ENTRY_NAME"
-        tag, _, value = spec.partition("=")
+        tag, _equals, value = spec.partition("=")
         if tag in keys and value:
             found = [name for name in self.names if self.udev(name).get(keys[tag]) == value.strip('"')]
             link = self.root / "dev/disk" / f"by-{tag.lower()}" / value.strip('"')
@@ -445,7 +445,7 @@ class _Nets:
         if run is None:
             return None
         try:
-            status, out, _ = run(["ip", "-4", "-j", "address", "show"])
+            status, out, _errors = run(["ip", "-4", "-j", "address", "show"])
             links = json.loads(out) if status == 0 else None
         except (OSError, ValueError):
             return None

@@ -14,7 +14,13 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist imp
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import Layout
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import Controller
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import DiskBoot, KernelBoot, Request
-from lxml import etree
+
+try:
+    from lxml import etree
+except ImportError as error:
+    LXML_MISSING = str(error)
+else:
+    LXML_MISSING = ""
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 

@@ -44,7 +44,9 @@ def window_bytes(
         while port["model"] != "pcie-root-port":
             port = above[port["parent"]]
         bars = sum(
-            bar["size_bytes"] for bar in functions[device["bdf"]]["bars"] if bar["is_64bit"] and bar["prefetchable"]
+            region["size_bytes"]
+            for region in functions[device["bdf"]]["bars"]
+            if region["is_64bit"] and region["prefetchable"]
         )
         below_port[port["index"]] = below_port.get(port["index"], 0) + bars
     return sum(_power_of_two(size) for size in below_port.values())

@@ -10,12 +10,15 @@ one line (NVIDIA/nccl, src/graph/xml.cc).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction, Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import Layout
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import Controller
-from lxml import etree
+
+with contextlib.suppress(ImportError):  # vm_plan says what is missing
+    from lxml import etree
 
 # NCCL's MAX_NODES; a larger file is refused by it.
 MAX_ELEMENTS = 256
