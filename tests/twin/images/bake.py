@@ -1,7 +1,7 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""All images of the emulated server: baked when their inputs or the mirror's packages changed, found in the cache otherwise."""
+"""All images of the emulated server: baked when their inputs or the archive's packages changed, else from the cache."""
 
 from __future__ import annotations
 
@@ -65,7 +65,11 @@ class Baker:
         return self._mirror
 
     def ensure(
-        self, image: str, files: Sequence[str], extra: Sequence[str], state: Callable[[debian.Mirror], str],
+        self,
+        image: str,
+        files: Sequence[str],
+        extra: Sequence[str],
+        state: Callable[[debian.Mirror], str],
         build: Callable[[Path, debian.Mirror], None],
     ) -> Path:
         """The folder of an image, made now if need be.
@@ -98,7 +102,9 @@ class Baker:
     def qemu(self) -> Path:
         """The private QEMU tree's folder."""
         return self.ensure(
-            "qemu", ["images/qemu_tree.py"], [],
+            "qemu",
+            ["images/qemu_tree.py"],
+            [],
             lambda mirror: store.digest(f"{k}={v}" for k, v in sorted(mirror.backports(qemu_tree.PACKAGES).items())),
             qemu_tree.build,
         )
@@ -131,9 +137,17 @@ def ensure_images(cache: Path, log: Callable[[str], None]) -> Images:
         )
         server = baker.ensure(
             "host",
-            ["images/host", "images/host.py", "images/disk.py", "images/modules.py", "images/repository.py",
-             "standins/nvidia-smi", "standins/fmpm"],
-            [drivers.name], debian.Mirror.state,
+            [
+                "images/host",
+                "images/host.py",
+                "images/disk.py",
+                "images/modules.py",
+                "images/repository.py",
+                "standins/nvidia-smi",
+                "standins/fmpm",
+            ],
+            [drivers.name],
+            debian.Mirror.state,
             lambda work, mirror: host.build(work, mirror, drivers, qemu_tree.tool(firmware, "qemu-img"), log),
         )
     return Images(

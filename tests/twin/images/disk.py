@@ -51,9 +51,31 @@ def make(tree: Path, loader: Path, target: Path, size_bytes: int, qemu_img: Sequ
     process.run(["sh", "-c", 'sfdisk --quiet --no-reread --no-tell-kernel "$1" < "$2"', "sh", raw, script], log)
     blocks = (size_bytes - ROOT_START - TAIL) // 4096
     process.run(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-L", "root", "-U", ROOT_UUID, "-O", EXT4_FEATURES,
-         "-J", "size=32", "-m", "0", "-E", f"offset={ROOT_START},lazy_itable_init=1,root_owner=0:0", "-d", tree, raw,
-         str(blocks)],
+        [
+            "mke2fs",
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-L",
+            "root",
+            "-U",
+            ROOT_UUID,
+            "-O",
+            EXT4_FEATURES,
+            "-J",
+            "size=32",
+            "-m",
+            "0",
+            "-E",
+            f"offset={ROOT_START},lazy_itable_init=1,root_owner=0:0",
+            "-d",
+            tree,
+            raw,
+            str(blocks),
+        ],
         log,
     )
     with esp.open("wb") as part:

@@ -41,31 +41,46 @@ def build(work: Path, mirror: debian.Mirror) -> None:
     release = modules.release_of(tree)
     folder = tree / "usr/lib/modules" / release
     shutil.copy(tree / f"boot/vmlinuz-{release}", work / "vmlinuz")
-    for name in ("bin", "sbin", "dev", "proc", "sys", "run", "tmp", "etc", "usr/sbin", "usr/bin", "var/log", "lib64", "modules"):
+    for name in (
+        "bin",
+        "sbin",
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "tmp",
+        "etc",
+        "usr/sbin",
+        "usr/bin",
+        "var/log",
+        "lib64",
+        "modules",
+    ):
         (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(tree / "usr/bin/busybox", root / "bin/busybox")
     shutil.copytree(HERE, root, dirs_exist_ok=True)
     # depmod did not run in the extracted tree
     loader = tree / LIBRARIES / "ld-linux-x86-64.so.2"
-    depmod = [loader, "--library-path", tree / LIBRARIES, "--argv0", "depmod", tree / "usr/bin/kmod"]
-    process.run([*depmod, "-b", tree / "usr", release], log)
+    run_in_place: list[str | Path] = [loader, "--library-path", tree / LIBRARIES]
+    process.run([*run_in_place, "--argv0", "depmod", tree / "usr/bin/kmod", "-b", tree / "usr", release], log)
     order = modules.load_order(modules.parse_dependencies((folder / "modules.dep").read_text()), MODULES)
     for index, path in enumerate(order):
         modules.unpack(folder / path, root / "modules" / f"{index:02}-{Path(modules.bare(path)).name}.ko")
-    listing = process.output([loader, "--library-path", tree / LIBRARIES, "--list", tree / AGENT])
+    listing = process.output([*run_in_place, "--list", tree / AGENT])
+    agent = process.output([*run_in_place, tree / AGENT, "--version"]).removeprefix("QEMU Guest Agent ").strip()
     shutil.copy(tree / AGENT, root / AGENT)
     shutil.copy(loader, root / "lib64" / loader.name)
     for library in libraries(listing):
         target = root / LIBRARIES / Path(library).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(library, target)
-    for path in root.rglob("*"):
-        if not path.is_symlink():
-            executable = path.is_dir() or path.stat().st_mode & 0o111
-            path.chmod(0o755 if executable else 0o644)
-        os.lchown(path, 0, 0)
+    for entry in root.rglob("*"):
+        if not entry.is_symlink():
+            executable = entry.is_dir() or entry.stat().st_mode & 0o111
+            entry.chmod(0o755 if executable else 0o644)
+        os.lchown(entry, 0, 0)
     command = 'cd "$1" && find . | sort | cpio --quiet --create --format=newc --reproducible > "$2"'
     process.run(["sh", "-c", command, "sh", root, work / "initrd"], log)
-    (work / "packages.json").write_text(json.dumps({"guest": {"kernel": release, **debian.installed(tree)}}))
+    (work / "packages.json").write_text(json.dumps({"guest": {"kernel": release, "qemu-guest-agent": agent}}))
     shutil.rmtree(tree)
     shutil.rmtree(root)

@@ -20,24 +20,11 @@ from tests.twin.images import mirror as debian
 HERE = Path(__file__).parent / "host"
 STANDINS = Path(__file__).parents[1] / "standins"
 SIZE_BYTES = 5 << 30
-#: Runs inside the tree with its own mounts, which vanish with it.
-ENTER = (
-    'mount -t proc proc "$1/proc" && mount -t sysfs -o ro sysfs "$1/sys" && mount -t tmpfs tmpfs "$1/run" && '
-    'mount -t tmpfs tmpfs "$1/dev" && for n in null zero full random urandom tty; do '
-    'touch "$1/dev/$n" && mount --bind "/dev/$n" "$1/dev/$n"; done && ln -s /proc/self/fd "$1/dev/fd" && '
-    'tree=$1 && shift && exec chroot "$tree" "$@"'
-)
 
 
 def names(file: Path) -> list[str]:
     """One name per line."""
     return file.read_text().split()
-
-
-def chroot(tree: Path, command: Sequence[str], log_file: Path, env: dict[str, str]) -> None:
-    """Run a command inside a tree, with /proc, /sys and a small /dev that exist for this command only."""
-    enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh", tree, *command]
-    process.run(enter, log_file, env=env)
 
 
 def lay(overlay: Path, tree: Path) -> None:
@@ -66,13 +53,18 @@ def bootstrap(work: Path, mirror: debian.Mirror) -> Path:
         f"-o Dir::Cache::archives={downloads} -o APT::Sandbox::User=root install {wanted}"
     )
     mirror.bootstrap(
-        tree, "minbase", names(HERE / "packages.txt"), work / "log",
+        tree,
+        "minbase",
+        names(HERE / "packages.txt"),
+        work / "log",
         hooks=[("setup", f'cp -r {early}/. "$1/"'), ("customize", fetch)],
     )
     return tree
 
 
-def build(work: Path, mirror: debian.Mirror, drivers: Path, qemu_img: Sequence[str], log: Callable[[str], None]) -> None:
+def build(
+    work: Path, mirror: debian.Mirror, drivers: Path, qemu_img: Sequence[str], log: Callable[[str], None]
+) -> None:
     """Make the image.
 
     :param drivers: folder with the stand-in kernel modules and the release (file ``release``) that they were built for.
@@ -99,13 +91,19 @@ def build(work: Path, mirror: debian.Mirror, drivers: Path, qemu_img: Sequence[s
     for program in ("nvidia-smi", "fmpm"):
         shutil.copyfile(STANDINS / program, tree / "usr/bin" / program)
         (tree / "usr/bin" / program).chmod(0o755)
-    process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "emulated server", "-f", work / "key"], work / "log")
+    process.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "emulated server", "-f", work / "key"], work / "log"
+    )
     bake = tree / "bake"
     bake.mkdir()
     for file in (HERE / "customize.sh", HERE / "grub-probe", *HERE.glob("masked-*.txt"), work / "key.pub"):
         shutil.copy(file, bake / file.name)
-    chroot(tree, ["sh", "/bake/customize.sh", release], work / "log",
-           {"ROOT_UUID": disk.ROOT_UUID, "ROOT_PARTUUID": disk.ROOT_PARTUUID})
+    process.chroot(
+        tree,
+        ["sh", "/bake/customize.sh", release],
+        work / "log",
+        {"ROOT_UUID": disk.ROOT_UUID, "ROOT_PARTUUID": disk.ROOT_PARTUUID},
+    )
     loader = work / "BOOTX64.EFI"
     shutil.move(bake / "BOOTX64.EFI", loader)
     shutil.rmtree(bake)

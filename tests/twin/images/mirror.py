@@ -29,7 +29,7 @@ def candidate_uris(index_targets: str) -> list[str]:
     """
     labelled, unlabelled = [], []
     for line in index_targets.splitlines():
-        uri, label, component = (line.split("\t") + ["", ""])[:3]
+        uri, label, component = [*line.split("\t"), "", ""][:3]
         if component != "main" or "security" in uri:
             continue
         if label == "Debian":
@@ -67,7 +67,9 @@ class Mirror:
         form = "$(REPO_URI)\t$(LABEL)\t$(COMPONENT)"
         uris = candidate_uris(process.output(["apt-get", "indextargets", "--format", form]))
         if not uris:
-            raise BakeError("apt's configuration names no Debian archive with the component main; add one to its sources.")
+            raise BakeError(
+                "apt's configuration names no Debian archive with the component main; add one to its sources."
+            )
         dump = process.output(["apt-config", "dump"]).splitlines()
         access = [line for line in dump if ACCESS_OPTIONS.match(line)]
         reasons = []
@@ -102,13 +104,25 @@ class Mirror:
         return parse_versions(index, names)
 
     def bootstrap(
-        self, target: Path, variant: str, packages: Iterable[str], log_file: Path, *,
-        suites: Sequence[str] = (SUITE,), hooks: Sequence[tuple[str, str]] = (),
+        self,
+        target: Path,
+        variant: str,
+        packages: Iterable[str],
+        log_file: Path,
+        *,
+        suites: Sequence[str] = (SUITE,),
+        hooks: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Make a tree with mmdebstrap. ``hooks`` are pairs of stage (setup, extract, essential, customize) and command."""
-        command = ["mmdebstrap", "--mode=root", f"--variant={variant}", "--architectures=amd64",
-                   '--aptopt=APT::Install-Recommends "false"', "--aptopt=Acquire::Retries \"3\"",
-                   f"--include={','.join(packages)}"]
+        """Make a tree with mmdebstrap. ``hooks``: pairs of stage (setup, customize) and command."""
+        command = [
+            "mmdebstrap",
+            "--mode=root",
+            f"--variant={variant}",
+            "--architectures=amd64",
+            '--aptopt=APT::Install-Recommends "false"',
+            '--aptopt=Acquire::Retries "3"',
+            f"--include={','.join(packages)}",
+        ]
         command += [f"--aptopt={option}" for option in self.access]
         command += [f"--{stage}-hook={hook}" for stage, hook in hooks]
         lines = [f"deb [signed-by={KEYRING}] {self.uri} {suite} main" for suite in suites]

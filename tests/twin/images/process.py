@@ -20,6 +20,14 @@ class BakeError(Exception):
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+#: Runs inside the tree with its own mounts, which vanish with it.
+ENTER = (
+    'mount -t proc proc "$1/proc" && mount -t sysfs -o ro sysfs "$1/sys" && mount -t tmpfs tmpfs "$1/run" && '
+    'mount -t tmpfs tmpfs "$1/dev" && for n in null zero full random urandom tty; do '
+    'touch "$1/dev/$n" && mount --bind "/dev/$n" "$1/dev/$n"; done && ln -s /proc/self/fd "$1/dev/fd" && '
+    'tree=$1 && shift && exec chroot "$tree" "$@"'
+)
+
 #: Debian package that brings a command which bakes use.
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
@@ -44,7 +52,9 @@ def require_tools() -> None:
     if os.geteuid() != 0:
         raise BakeError("Baking the emulated server's images needs root (file owners, chroot). Run it as root.")
     path = environment()["PATH"]
-    missing = [f"{tool} (package {package})" for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None]
+    missing = [
+        f"{tool} (package {package})" for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None
+    ]
     packages = [package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None]
     if not KEYRING.exists():
         missing.append(f"{KEYRING} (package debian-archive-keyring)")
@@ -73,9 +83,15 @@ def run(
         log.flush()
         start = log.tell()
         try:
-            status = subprocess.run(  # noqa: S603
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cwd, env=environment(env),
-                preexec_fn=_die_with_parent, check=False,  # noqa: PLW1509
+            status = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=cwd,
+                env=environment(env),
+                preexec_fn=_die_with_parent,
+                check=False,
             ).returncode
         except OSError as error:
             raise BakeError(f"{words[0]} cannot be run: {error}") from error
@@ -92,11 +108,27 @@ def output(command: Sequence[str | Path], *, env: Mapping[str, str] | None = Non
     """
     words = [str(word) for word in command]
     try:
-        done = subprocess.run(  # noqa: S603
-            words, stdin=subprocess.DEVNULL, capture_output=True, env=environment(env), check=False
-        )
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, env=environment(env), check=False)
     except OSError as error:
         raise BakeError(f"{words[0]} cannot be run: {error}") from error
     if done.returncode != 0:
         raise BakeError(f"{' '.join(words)} failed: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout.decode(errors="replace")
+
+
+def chroot(tree: Path, command: Sequence[str], log_file: Path, env: Mapping[str, str] | None = None) -> None:
+    """Run a command inside a tree, with /proc, /sys and a small /dev that exist for this command only."""
+    enter: list[str | Path] = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        ENTER,
+        "sh",
+        tree,
+        *command,
+    ]
+    run(enter, log_file, env=env)

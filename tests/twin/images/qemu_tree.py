@@ -97,10 +97,15 @@ def build(work: Path, mirror: debian.Mirror, environment: Mapping[str, str] | No
     preference.write_text(PREFERENCE)
     tree = work / "tree"
     pin = f'mkdir -p "$1/etc/apt/preferences.d" && cp {preference} "$1/etc/apt/preferences.d/backports"'
-    mirror.bootstrap(tree, "extract", PACKAGES, work / "log", suites=(debian.SUITE, debian.BACKPORTS),
-                     hooks=[("setup", pin)])
+    mirror.bootstrap(
+        tree, "extract", PACKAGES, work / "log", suites=(debian.SUITE, debian.BACKPORTS), hooks=[("setup", pin)]
+    )
     version = process.output([*tool(tree, "qemu-system-x86_64"), "--version"], env=environment)
     found = parse_version(version)
     if found is None or found < MINIMUM:
-        raise BakeError(f"QEMU of the archive is {version.splitlines()[0]}; expected {MINIMUM[0]}.{MINIMUM[1]} or newer.")
-    (work / "packages.json").write_text(json.dumps({"qemu": version.splitlines()[0].removeprefix("QEMU emulator version ")}))
+        raise BakeError(
+            f"QEMU of the archive is {version.splitlines()[0]}; expected {MINIMUM[0]}.{MINIMUM[1]} or newer."
+        )
+    (work / "packages.json").write_text(
+        json.dumps({"qemu": version.splitlines()[0].removeprefix("QEMU emulator version ")})
+    )

@@ -60,10 +60,7 @@ def without_compression(deb: bytes) -> bytes:
 
 def index_entry(control: str, filename: str, deb: bytes) -> str:
     """One block of a Packages index."""
-    return (
-        f"{control.rstrip()}\nFilename: ./{filename}\nSize: {len(deb)}\n"
-        f"SHA256: {hashlib.sha256(deb).hexdigest()}\n"
-    )
+    return f"{control.rstrip()}\nFilename: ./{filename}\nSize: {len(deb)}\nSHA256: {hashlib.sha256(deb).hexdigest()}\n"
 
 
 def make(downloads: Path, target: Path) -> dict[str, str]:

@@ -15,8 +15,13 @@ from tests.twin.images import mirror as debian
 from tests.twin.images import process
 
 HERE = Path(__file__).parent / "driver"
-PACKAGES = ("linux-headers-amd64", "make")
+#: Headers and compiler, and the essential programs that kbuild runs. Extracted only: that is enough.
+PACKAGES = ("linux-headers-amd64", "make", "dash", "bash", "coreutils", "sed", "grep", "findutils", "mawk")
 MODULES = ("nvidia", "mlx5_core")
+COMPILE = (
+    "cd /driver && make --silent -C /usr/src/linux-headers-*-amd64 M=/driver modules && strip --strip-debug *.ko && "
+    "basename /usr/src/linux-headers-*-amd64 > release"
+)
 
 
 def build(work: Path, mirror: debian.Mirror) -> None:
@@ -25,17 +30,17 @@ def build(work: Path, mirror: debian.Mirror) -> None:
     :raises BakeError: a step failed.
     """
     tree, log = work / "tree", work / "log"
-    source = work / "driver"
-    shutil.copytree(HERE, source)
-    compile_it = (
-        f'cp -r {source} "$1/driver" && chroot "$1" sh -c '
-        "'make --silent -C /usr/src/linux-headers-*-amd64 M=/driver modules && "
-        "basename /usr/src/linux-headers-*-amd64 > /driver/release'"
-    )
-    mirror.bootstrap(tree, "minbase", PACKAGES, log, hooks=[("customize", compile_it)])
+    mirror.bootstrap(tree, "extract", PACKAGES, log)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        if not (tree / name).exists():
+            (tree / name).symlink_to(f"usr/{name}")
+    for name in ("proc", "sys", "run", "dev", "tmp"):
+        (tree / name).mkdir(exist_ok=True)
+    (tree / "usr/bin/awk").symlink_to("mawk")
+    shutil.copytree(HERE, tree / "driver")
+    process.chroot(tree, ["sh", "-c", COMPILE], log)
     for module in MODULES:
         shutil.copy(tree / "driver" / f"{module}.ko", work / f"{module}.ko")
     release = (tree / "driver/release").read_text().strip().removeprefix("linux-headers-")
     (work / "release").write_text(f"{release}\n")
     shutil.rmtree(tree)
-    shutil.rmtree(source)
