@@ -27,8 +27,9 @@ LOGS = workspace.WORK / "log/test"
 SANITY = workspace.WORK / "sanity/ansible_collections/topovirt/kvm"
 JUNIT = LOGS / "unit.xml"
 PLUGINS = "ansible_collections.topovirt.kvm.plugins"
-# Recorded output of other projects' tools lies beside some checkouts and is no part of this one.
-MAY_BE_SKIPPED = "captures of other projects are not on this machine"
+# Recorded output of other projects' tools lies beside some checkouts and is no part of this one. The schema of a new
+# libvirt cannot be had on Debian 12, and the scenario hgx-h200 has libvirt itself judge what this would.
+MAY_BE_SKIPPED = ("captures of other projects are not on this machine", "no libvirt as new as a host's here")
 MEMORY = Path("/dev/shm")
 BIN = workspace.VENV / "bin"
 
@@ -134,7 +135,7 @@ def unit_counts(junit: Path) -> tuple[int, int]:
     passed = failed = 0
     for case in ET.parse(junit).getroot().iter("testcase"):
         skipped = case.find("skipped")
-        if skipped is not None and MAY_BE_SKIPPED in skipped.attrib.get("message", ""):
+        if skipped is not None and any(why in skipped.attrib.get("message", "") for why in MAY_BE_SKIPPED):
             continue
         bad = skipped is not None or any(case.find(kind) is not None for kind in ("failure", "error"))
         failed, passed = failed + bad, passed + (not bad)

@@ -25,8 +25,8 @@ def right() -> str:
             f'<controller type="pci" index="{bridge}" model="pcie-expander-bus"><target busNr="{switch * 32}">'
             f'<node>{node}</node></target><address bus="0x00" slot="{3 + switch:#x}" function="0x0"/></controller>'
         )
-        chain = (("pcie-root-port", bridge, 0), ("pcie-switch-upstream-port", bridge + 1, 0))
-        chain += tuple(("pcie-switch-downstream-port", bridge + 2, slot) for slot in range(3))
+        chain = [("pcie-root-port", bridge, 0), ("pcie-switch-upstream-port", bridge + 1, 0)]
+        chain += [("pcie-switch-downstream-port", bridge + 2, slot) for slot in range(3)]
         for offset, (model, parent, slot) in enumerate(chain, start=1):
             parts.append(
                 f'<controller type="pci" index="{bridge + offset}" model="{model}">'

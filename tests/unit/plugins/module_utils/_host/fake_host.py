@@ -347,7 +347,7 @@ class FakeHost(Machine):
 
     def _start_pages(self) -> bool:
         script = (self.root / "var/lib/topovirt/hugepages.sh").read_text()
-        counts = dict(map(int, line.split()[1:]) for line in re.findall(r"^want \d+ \d+$", script, re.M))
+        counts = {int(node): int(count) for node, count in re.findall(r"^want (\d+) (\d+)$", script, re.M)}
         given = [max(0, counts.get(node, 0) - self.fewer_pages) for node in (0, 1)]
         self.pages(*given)
         return not self.fewer_pages

@@ -127,7 +127,8 @@ def test_the_lock_of_a_dead_owner_is_taken_over(root: Path) -> None:
 def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another owner leaves between our open and our lock: what we hold then is not what the next one will see."""
     path = root / "run/topovirt.lock"
-    flock, times = fcntl.flock, []
+    flock = fcntl.flock
+    times: list[int] = []
 
     def slow(descriptor: int, operation: int) -> None:
         if not times:
