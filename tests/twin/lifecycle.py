@@ -310,7 +310,7 @@ class Server:
             data = serial.read_bytes() if phases and serial.exists() else b""
             while phases and phases[0][1].search(data):
                 self.say(f"{phases.pop(0)[0]}... ")
-            # Not while the firmware runs: QEMU accepts connections at once and delivers them all when the network is up.
+            # Not while the firmware runs: QEMU accepts connections at once and delivers all when the network is up.
             if not phases and self._answers() and self.run("true", timeout=ANSWER_TIMEOUT_S).returncode == 0:
                 return
             if self.status()["status"] != RUNNING:
