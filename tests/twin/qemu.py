@@ -44,8 +44,10 @@ _CPU_WITH = (
     "invtsc",  # else Linux reads the time from a device, which costs a fifth of the boot
 )
 # What TCG lacks of the model's features, and monitor: its MWAIT spins.
-_CPU_WITHOUT = ("fxsr-opt", "misalignsse", "osvw", "perfctr-core", "clzero", "ibpb", "amd-stibp", "nrip-save")
-_CPU_WITHOUT += ("xsavec", "xsaves", "monitor")
+_CPU_WITHOUT = (
+    *("fxsr-opt", "misalignsse", "osvw", "perfctr-core", "clzero", "ibpb", "amd-stibp", "nrip-save"),
+    *("xsavec", "xsaves", "monitor"),
+)
 CPU = ",".join(
     ["EPYC-Rome-v1", *(name if "=" in name else f"+{name}" for name in _CPU_WITH)]
     + [f"-{name}" for name in _CPU_WITHOUT]
