@@ -58,6 +58,7 @@ _EDITED = (
 _NOT_EDITED = ("var/lib/dpkg/info/", "var/lib/dpkg/updates/", "var/lib/systemd/random-seed", "var/lib/systemd/catalog/")
 # Generated files below /usr that no package owns (schema caches, module lists); byte code follows its source.
 _GENERATED_MAX_BYTES = 4 << 20
+_NOT_GENERATED = ("usr/local/", "usr/lib/modules/")
 # A separate file system mounted this deep (/var/lib, /boot/efi) is part of the system; deeper ones hold data.
 _MOUNT_DEPTH = 2
 
@@ -160,7 +161,7 @@ def _editable(path: str, entry: os.DirEntry[str], owned: Collection[str]) -> boo
         return False
     if path.startswith(_EDITED):
         return True
-    if not path.startswith("usr/") or path in owned or "/__pycache__/" in path or path.startswith("usr/local/"):
+    if not path.startswith("usr/") or path in owned or "/__pycache__/" in path or path.startswith(_NOT_GENERATED):
         return False
     return entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_size <= _GENERATED_MAX_BYTES
 

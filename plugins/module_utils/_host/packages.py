@@ -10,7 +10,7 @@ dependencies and everything that package scripts made included. Both together ar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Dict, List, Sequence, Set
+from typing import Any, Callable, ClassVar, Dict, List, Sequence, Set
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host import inventory
@@ -20,7 +20,14 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.accounts import
     number_of,
     without,
 )
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import capture, content, remove_tree, restore
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import (
+    State,
+    capture,
+    content,
+    digest,
+    remove_tree,
+    restore,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run, output
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.services import unit_state
@@ -30,6 +37,8 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Cha
 _RUNTIME_PATHS = ("root/.cache/libvirt", "root/.config/libvirt", "root/.local/share/libvirt", "var/log/swtpm")
 # Directories whose content belongs to the operator even if a package made the directory.
 _USER_DATA = ("var/lib/libvirt/images",)
+# Rebuilt by triggers of some packages; too large for the inventory, so they are kept as files.
+_BOOT_FILES = ("boot/grub/grub.cfg", "boot/initrd.img-*")
 _OUR_IMAGES = "topovirt"  # below it: copies that the collection made, its VMs are deleted before
 
 
@@ -133,7 +142,11 @@ class Packages(Step):
             return
         manager = package_manager(self.context.root, self.context.run)
         packages = manager.installed()
-        before = {**inventory.take(self.context.root, manager.owned()), "packages": packages}
+        before = {
+            **inventory.take(self.context.root, manager.owned()),
+            "packages": packages,
+            "boot": self._boot_files(journal.save),
+        }
         journal.add_note("units", {u: unit_state(self.context.run, u) for u in self.context.wanted.services})
         saved = journal.save(inventory.pack(before))
         journal.intent(
@@ -160,13 +173,23 @@ class Packages(Step):
     def _brought(self, interval: Dict[str, Any]) -> Dict[str, Any]:
         before = inventory.unpack(self.context.journal.load(interval["prior"]["inventory"]))
         now = package_manager(self.context.root, self.context.run).installed()
-        old = before["packages"]
+        old, boot = before["packages"], self._boot_files(digest)
         return {
             **inventory.difference(self.context.root, before),
             "packages": sorted(name for name in now if name not in old),
             "upgraded": {name: [old[name], now[name]] for name in now if name in old and old[name] != now[name]},
+            "boot": {path: boot.get(path) for path, state in before["boot"].items() if boot.get(path) != state},
             "accounts": {path: _text(self.context.root / path) for path in ACCOUNT_FILES},
         }
+
+    def _boot_files(self, save: Callable[[bytes], str]) -> Dict[str, State]:
+        """Exact states of the boot files that packages may rebuild. ``save`` names the bytes of large ones."""
+        root = self.context.root
+        found = sorted(path for pattern in _BOOT_FILES for path in root.glob(pattern))
+        states = {str(path.relative_to(root)): capture(path, save) for path in found}
+        for state in states.values():
+            state.pop("mtime_ns", None)
+        return states
 
     def obstacles(self) -> List[str]:
         """Why the way back would fail or destroy the operator's data; asked before anything is changed."""
@@ -210,7 +233,9 @@ class Packages(Step):
         if journal.note(topic) is None:  # decided once, on the state before removal touches anything
             brought = self._changes(number, interval)
             ours = [path for path, seen in brought["changed"].items() if inventory.fingerprint(root / path) == seen]
-            data = {**brought, "ours": ours}
+            boot = self._boot_files(digest)
+            ours_boot = [path for path, state in brought.get("boot", {}).items() if boot.get(path) == state]
+            data = {**brought, "ours": ours, "ours_boot": ours_boot}
             journal.add_note(topic, {"plan": journal.save(inventory.pack(data))})
         plan = inventory.unpack(journal.load(journal.note(topic)["plan"]))  # type: ignore[index]
         names = [name for name in plan["packages"] if name in manager.known()]
@@ -227,6 +252,8 @@ class Packages(Step):
         for path in plan["ours"]:
             if path not in ACCOUNT_FILES and (root / path).parent.is_dir():
                 restore(root / path, before["states"][path], inventory.decode)
+        for path in plan.get("ours_boot", []):
+            restore(root / path, before["boot"][path], journal.load)
         for path in sorted(set(plan["changed"]) - set(plan["ours"]) - set(ACCOUNT_FILES)):
             if path.startswith("etc/") and inventory.fingerprint(root / path) != inventory.state_fingerprint(
                 before["states"][path]

@@ -155,7 +155,7 @@ class FakeHost(Machine):
             ("boot/grub/grub.cfg", GRUB_CFG),
             ("boot/grub/grubenv", _block({})),
             (f"boot/vmlinuz-{KERNEL}", "kernel"),
-            (f"boot/initrd.img-{KERNEL}", "initrd"),
+            (f"boot/initrd.img-{KERNEL}", "initrd" * 4000),
             ("usr/sbin/mkinitramfs", "#!/bin/sh\n"),
             ("usr/bin/bash", "binary"),
             ("var/lib/dpkg/info/bash.list", "/.\n/bin\n/bin/bash\n"),
@@ -441,6 +441,8 @@ class FakeHost(Machine):
             self.write("etc/tuned/active_profile", "balanced\n")
             self.write("etc/tuned/profile_mode", "auto\n")
             (self.root / "usr/lib/tuned/profiles").mkdir(parents=True, exist_ok=True)
+            self._append("boot/grub/grub.cfg", "# update-grub ran\n")
+            self._append(f"boot/initrd.img-{KERNEL}", " rebuilt")
             self.units["tuned.service"] = {"enabled": "enabled", "active": True}
         self._write_status()
 

@@ -63,6 +63,7 @@ def test_a_converted_host_is_what_was_wanted(host: FakeHost) -> None:
 
 
 def test_the_old_boot_files_are_never_touched(host: FakeHost) -> None:
+    host.install(*WANTED["packages"])
     before = host.snapshot()
     host.convert()
     after = host.snapshot()
@@ -135,8 +136,10 @@ def test_what_an_administrator_changed_meanwhile_is_kept(host: FakeHost) -> None
     (host.root / "etc/passwd").write_text((host.root / "etc/passwd").read_text() + "new:x:1001:1001::/:/bin/sh\n")
     host.installed["later"] = "2.0"
     host._write_status()
+    host.write("boot/initrd.img-6.12.0-test", "mine")
     host.go_back()
     assert custom.read_text() == "# new comment\n"
+    assert (host.root / "boot/initrd.img-6.12.0-test").read_text() == "mine"
     passwd = (host.root / "etc/passwd").read_text()
     assert "libvirt-qemu" not in passwd
     assert passwd.endswith("new:x:1001:1001::/:/bin/sh\n")
