@@ -39,6 +39,7 @@ NOTES = [
 CONFIGURATION = """\
 [defaults]
 inject_facts_as_vars = false
+timeout = 120
 callback_result_format = yaml
 [connection]
 pipelining = true
