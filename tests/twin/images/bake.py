@@ -18,7 +18,7 @@ from tests.twin.standins import build as standins
 
 TWIN = Path(__file__).parents[1]
 #: Files of ours, relative to tests/twin, that go into every image.
-COMMON = ("images/process.py", "images/mirror.py")
+COMMON = ("images/mirror.py",)
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,23 @@ class BakeError(Exception):
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-#: Runs inside the tree with its own mounts, which vanish with it.
-ENTER = (
-    'mount -t proc proc "$1/proc" && mount -t sysfs -o ro sysfs "$1/sys" && mount -t tmpfs tmpfs "$1/run" && '
-    'mount -t tmpfs tmpfs "$1/dev" && for n in null zero full random urandom tty; do '
-    'touch "$1/dev/$n" && mount --bind "/dev/$n" "$1/dev/$n"; done && ln -s /proc/self/fd "$1/dev/fd" && '
-    'tree=$1 && shift && exec chroot "$tree" "$@"'
-)
+#: Runs inside the tree with its own mounts. They are also taken away by hand: where our own root is a
+#: chroot, mounts cannot be kept from reaching the machine's other name spaces.
+ENTER = """
+mount --make-rprivate / 2>/dev/null
+tree=$1
+shift
+mount -t proc proc "$tree/proc" && mount -t sysfs -o ro sysfs "$tree/sys" && mount -t tmpfs tmpfs "$tree/run" &&
+    mount -t tmpfs tmpfs "$tree/dev" && ln -s /proc/self/fd "$tree/dev/fd" || exit
+for node in null zero full random urandom tty; do
+    touch "$tree/dev/$node" && mount --bind "/dev/$node" "$tree/dev/$node" || exit
+done
+chroot "$tree" "$@"
+status=$?
+umount "$tree"/dev/* 2>/dev/null
+umount "$tree/dev" "$tree/run" "$tree/sys" "$tree/proc"
+exit $status
+"""
 
 #: Debian package that brings a command which bakes use.
 TOOLS = {
@@ -121,6 +131,7 @@ def chroot(tree: Path, command: Sequence[str], log_file: Path, env: Mapping[str,
     enter: list[str | Path] = [
         "unshare",
         "--mount",
+        "--propagation=unchanged",
         "--pid",
         "--fork",
         "--kill-child",

@@ -17,6 +17,8 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from tests.twin.images import process
+
 #: The newest keys of an image that stay: the current one, and one that a running machine or a second checkout may use.
 KEEP = 2
 UNFINISHED = ".unfinished-"
@@ -73,11 +75,19 @@ def find(cache: Path, image: str, inputs: str, mirror: str | None) -> Path | Non
     return candidates[-1] if candidates else None
 
 
+def mounts_below(folder: Path, mount_table: str) -> list[str]:
+    """Mount points in or below a folder, outer ones first, from the text of /proc/self/mountinfo (proc(5))."""
+    points = [line.split(" ")[4] for line in mount_table.splitlines()]
+    return [point for point in points if Path(point).is_relative_to(folder)]
+
+
 def publish(cache: Path, image: str, key: str, build: Callable[[Path], None]) -> Path:
     """Build into a folder aside and rename it; call it with the lock held. Nothing half done is ever found."""
     parent = cache / image
     parent.mkdir(parents=True, exist_ok=True)
     for left_over in parent.glob(f"{UNFINISHED}*"):
+        for mount in reversed(mounts_below(left_over, Path("/proc/self/mountinfo").read_text())):
+            process.output(["umount", "--lazy", mount])
         shutil.rmtree(left_over)
     work = parent / f"{UNFINISHED}{key}-{os.getpid()}"
     work.mkdir()

@@ -75,6 +75,14 @@ def test_publish_clears_what_a_killed_bake_left(tmp_path: Path) -> None:
     assert not left_over.exists()
 
 
+def test_mounts_that_a_killed_bake_left_are_found() -> None:
+    table = (
+        "1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 0:5 / /c/host/.u/tree/dev rw - tmpfs tmpfs rw\n"
+        "3 2 0:6 / /c/host/.u/tree/dev/null rw - devtmpfs d rw\n4 1 0:7 / /c/host/.u2/proc rw - proc proc rw\n"
+    )
+    assert store.mounts_below(Path("/c/host/.u"), table) == ["/c/host/.u/tree/dev", "/c/host/.u/tree/dev/null"]
+
+
 def test_find_without_mirror_takes_the_last_used_of_the_same_inputs(tmp_path: Path) -> None:
     for age, key in ((30, "k-old"), (20, "k-new"), (10, "other-new")):
         folder = tmp_path / "host" / key
