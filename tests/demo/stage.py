@@ -1,9 +1,11 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the molecule scenario hgx-h200 does besides running playbooks: ``python -m tests.demo.stage STEP``.
+"""What the scenarios on emulated servers do besides running playbooks: ``python -m tests.demo.stage STEP [SCENARIO]``.
 
 create      boot the server, write inventory and variables, record how the host is
+in-use      devices that the host uses are in the passthrough set: one refusal names them all, nothing changes
+no-iommu    a server whose IOMMU is off in firmware is refused, nothing changes
 predict     run convert-to-kvm in check mode, then for real: the same tasks change something
 refuse      bad input, each refused with its reason and without a change
 controls    boot three VMs that are wrong on purpose; the comparison flags each for what is wrong
@@ -13,6 +15,7 @@ destroy     end the server
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -28,8 +31,21 @@ from tests.tools.scenario import OWNER
 from tests.twin.lifecycle import Server, TwinError
 
 MACHINE = "hgx-h200"
-FOLDER = workspace.WORK / "scenario" / MACHINE
-BEFORE = FOLDER / "before.json"
+BEFORE = "before.json"
+VARIANTS = {"hgx-h200": None, "no-iommu": "no-iommu"}  # scenario -> variant of the machine
+
+# The host's own use of devices below GPU switches and on the board, made and undone. The first NVMe is mounted, the
+# second is swap space, the third only carries a signature; the management NIC needs nothing to be in use.
+USE = (
+    "set -e; disks=$(ls -d /sys/bus/pci/drivers/nvme/0*/nvme/nvme* | sort); set -- $disks; "
+    "one=/dev/$(basename $1)n1 two=/dev/$(basename $2)n1 three=/dev/$(basename $3)n1; "
+    "mkfs.ext4 -q -F $one; mkdir -p /mnt/data; mount $one /mnt/data; mkswap $two; swapon $two; mkswap $three"
+)
+UNUSE = (
+    "umount /mnt/data; rmdir /mnt/data; swapoff -a; "
+    "for disk in /dev/nvme?n1; do wipefs --quiet --all $disk; done; udevadm settle"
+)
+IN_USE_WORDS = ("/mnt/data", "swap space", "holds data", "TWINNVME2", "SSH session", "default route")
 
 
 @dataclass(frozen=True)
@@ -59,22 +75,22 @@ REFUSALS = (
 )
 
 
-def operator() -> Operator:
-    return Operator(Server(MACHINE, directory=FOLDER / "server"), FOLDER, workspace.COLLECTIONS)
+def operator(scenario: str) -> Operator:
+    folder = workspace.WORK / "scenario" / scenario
+    server = Server(MACHINE, VARIANTS[scenario], directory=folder / "server")
+    return Operator(server, folder, workspace.COLLECTIONS)
 
 
-def create() -> None:
-    mine = operator()
+def create(mine: Operator) -> None:
     mine.server.down()
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    shutil.rmtree(mine.folder, ignore_errors=True)
     owner = os.environ.get(OWNER)
     mine.server.up(owner=int(owner) if owner else None)
     mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | story.ONE_VM)
-    BEFORE.write_text(json.dumps(record(mine.server)), encoding="utf-8")
+    (mine.folder / BEFORE).write_text(json.dumps(record(mine.server)), encoding="utf-8")
 
 
-def predict() -> None:
-    mine = operator()
+def predict(mine: Operator) -> None:
     said = []
     for name, arguments in (("check", ("--check", "--diff")), ("convert", ("--diff",))):
         played = mine.play(name, "convert_to_kvm", *arguments)
@@ -96,25 +112,44 @@ def state(server: Server) -> str:
     return server.copy_from(command).decode()
 
 
-def refuse() -> None:
-    mine = operator()
+def demand(mine: Operator, name: str, refusal: Refusal) -> None:
+    """Run it; it must be refused with its words, and change nothing."""
     before = state(mine.server)
+    played = mine.play(name, refusal.playbook, variables=refusal.variables)
+    if played.status == 0:
+        raise Failure(f"{refusal.name} was not refused (log: {played.log})")
+    missing = [word for word in refusal.words if word not in played.reason]
+    if missing or "Traceback" in played.text:
+        raise Failure(f"{refusal.name}: the refusal does not name {', '.join(missing)}: {played.reason}")
+    progress.say(f"{refusal.name}: {played.reason}")
+    if state(mine.server) != before:
+        raise Failure(f"{refusal.name} was refused, but changed the host (log: {played.log})")
+
+
+def refuse(mine: Operator) -> None:
     for number, refusal in enumerate(REFUSALS):
-        played = mine.play(f"refusal-{number}", refusal.playbook, variables=refusal.variables)
-        if played.status == 0:
-            raise Failure(f"{refusal.name} was not refused (log: {played.log})")
-        missing = [word for word in refusal.words if word not in played.reason]
-        if missing or "Traceback" in played.text:
-            raise Failure(f"{refusal.name}: the refusal does not name {', '.join(missing)}: {played.reason}")
-        progress.say(f"{refusal.name}: {played.reason}")
-        after = state(mine.server)
-        if after != before:
-            raise Failure(f"{refusal.name} was refused, but changed the host (log: {played.log})")
+        demand(mine, f"refusal-{number}", refusal)
 
 
-def flag_controls() -> None:
+def refuse_used_devices(mine: Operator) -> None:
+    management = mine.server.copy_from(
+        "basename $(readlink -f /sys/class/net/$(ip -o route get 10.0.2.2 | sed 's/.* dev \\([^ ]*\\).*/\\1/')/device)"
+    ).decode()
+    variables = {"kvm_host_passthrough": ["gpu", "nic", "nvme"], "kvm_host_devices": [management.strip()]}
+    mine.server.copy_from(USE)
+    try:
+        words = (*IN_USE_WORDS, management.strip())
+        demand(mine, "in-use", Refusal("devices that the host uses", "convert_to_kvm", words, variables))
+    finally:
+        mine.server.copy_from(UNUSE)
+
+
+def refuse_without_iommu(mine: Operator) -> None:
+    demand(mine, "no-iommu", Refusal("a host without IOMMU", "convert_to_kvm", ("no IOMMU", "firmware")))
+
+
+def flag_controls(mine: Operator) -> None:
     """Stop the right VM, boot each wrong one in its place, and demand that verify-vms flags it."""
-    mine = operator()
     server = mine.server
     right = server.copy_from("virsh dumpxml --inactive train-8").decode()
     rows = server.copy_from(
@@ -142,30 +177,32 @@ def flag_controls() -> None:
         progress.say(f"{control.title}: flagged. {played.reason}")
 
 
-def as_before() -> None:
-    differences = manifest.compare(json.loads(BEFORE.read_text(encoding="utf-8")), record(operator().server))
+def as_before(mine: Operator) -> None:
+    before = json.loads((mine.folder / BEFORE).read_text(encoding="utf-8"))
+    differences = manifest.compare(before, record(mine.server))
     if differences:
         raise Failure("not as before: " + "; ".join(differences[:20]))
 
 
-def destroy() -> None:
-    operator().server.down()
+def destroy(mine: Operator) -> None:
+    mine.server.down()
 
 
-STEPS: dict[str, Callable[[], None]] = {
-    "create": create, "predict": predict, "refuse": refuse, "controls": flag_controls,
-    "as-before": as_before, "destroy": destroy,
+STEPS: dict[str, Callable[[Operator], None]] = {
+    "create": create, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu, "predict": predict,
+    "refuse": refuse, "controls": flag_controls, "as-before": as_before, "destroy": destroy,
 }  # fmt: skip
 
 
 def main() -> int:
-    if len(sys.argv) != 2 or sys.argv[1] not in STEPS:
-        print(__doc__, file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("scenario", choices=VARIANTS, nargs="?", default="hgx-h200")
+    options = parser.parse_args()
     try:
-        STEPS[sys.argv[1]]()
+        STEPS[options.step](operator(options.scenario))
     except (Failure, TwinError) as failure:
-        print(f"{sys.argv[1]}: {failure}", file=sys.stderr)
+        print(f"{options.step}: {failure}", file=sys.stderr)
         return 1
     return 0
 
