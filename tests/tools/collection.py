@@ -30,7 +30,8 @@ def install(tarball: Path, collections: Path, log: Path) -> None:
     shutil.rmtree(collections, ignore_errors=True)
     galaxy = str(workspace.VENV / "bin/ansible-galaxy")
     command = [galaxy, "collection", "install", "--offline", "--collections-path", str(collections), str(tarball)]
-    if progress.run_logged(command, log, workspace.environment(os.environ), workspace.ROOT):
+    # Its own path only: a collection that is found elsewhere counts as installed, and nothing is done.
+    if progress.run_logged(command, log, workspace.environment(os.environ, collections), workspace.ROOT):
         raise SystemExit(f"the collection cannot be installed:\n{progress.tail(log, 20)}")
 
 
