@@ -4,6 +4,7 @@
 """What the scenarios on emulated servers do besides running playbooks: ``python -m tests.demo.stage STEP [SCENARIO]``.
 
 create      boot the server, write inventory and variables, record how the host is
+agree       the recorded tree of the machine is what the booted kernel shows
 in-use      devices that the host uses are in the passthrough set: one refusal names them all, nothing changes
 no-iommu    a server whose IOMMU is off in firmware is refused, nothing changes
 predict     run convert-to-kvm in check mode, then for real: the same tasks change something
@@ -28,6 +29,7 @@ from tests.demo import controls, story
 from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
+from tests.twin import agreement
 from tests.twin.lifecycle import Server, TwinError
 
 MACHINE = "hgx-h200"
@@ -88,6 +90,11 @@ def create(mine: Operator) -> None:
     mine.server.up(owner=int(owner) if owner else None)
     mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | story.ONE_VM)
     (mine.folder / BEFORE).write_text(json.dumps(record(mine.server)), encoding="utf-8")
+
+
+def agree(mine: Operator) -> None:
+    if agreement.report(mine.server):
+        raise Failure("the recorded tree, on which the fast tests rest, is not what the kernel shows")
 
 
 def predict(mine: Operator) -> None:
@@ -189,7 +196,7 @@ def destroy(mine: Operator) -> None:
 
 
 STEPS: dict[str, Callable[[Operator], None]] = {
-    "create": create, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu, "predict": predict,
+    "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu, "predict": predict,
     "refuse": refuse, "controls": flag_controls, "as-before": as_before, "destroy": destroy,
 }  # fmt: skip
 
