@@ -196,8 +196,8 @@ def destroy(mine: Operator) -> None:
 
 
 STEPS: dict[str, Callable[[Operator], None]] = {
-    "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu, "predict": predict,
-    "refuse": refuse, "controls": flag_controls, "as-before": as_before, "destroy": destroy,
+    "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu,
+    "predict": predict, "refuse": refuse, "controls": flag_controls, "as-before": as_before, "destroy": destroy,
 }  # fmt: skip
 
 
