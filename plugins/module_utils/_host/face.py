@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Tuple
@@ -92,9 +93,14 @@ def _diff(change: Change) -> Dict[str, str]:
     return {
         "before_header": header,
         "after_header": f"{header} ({change.stage}{', with the next boot' if change.reboot else ''})",
-        "before": f"{shown['before']}\n",
-        "after": f"{shown['after']}\n",
+        "before": _line(shown["before"]),
+        "after": _line(shown["after"]),
     }
+
+
+def _line(value: Any) -> str:
+    """A value as text that is the same for equal values: keys of a journaled one come in another order."""
+    return f"{value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True)}\n"
 
 
 def journal_summary(root: Path) -> Dict[str, Any]:
