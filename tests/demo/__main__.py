@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.demo import story
+from tests.demo import steady, story
 from tests.demo.operator import Failure, Operator, Played, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.twin.description import DescriptionError
@@ -129,7 +129,9 @@ class Demo:
         running = self.vms("--state-running")
         if running != wanted:
             raise Failure(f"libvirt runs {', '.join(running) or 'no VM'}, wanted {', '.join(wanted)}")
-        return f"{', '.join(running)} running"
+        resets = steady.settle(self.server, lambda text: progress.say(f"        {text}"))
+        hung = f", after {resets} resets of guests that the emulated CPU hung" if resets else ""
+        return f"{', '.join(running)} running{hung}"
 
     def refused(self) -> str:
         there = self.vms("--all")

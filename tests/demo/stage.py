@@ -9,6 +9,7 @@ in-use      devices that the host uses are in the passthrough set: one refusal n
 no-iommu    a server whose IOMMU is off in firmware is refused, nothing changes
 predict     run convert-to-kvm in check mode, then for real: the same tasks change something
 refuse      bad input, each refused with its reason and without a change
+settle      wait for the guests; those that the emulated CPU hung are reset, and that is told
 controls    boot three VMs that are wrong on purpose; the comparison flags each for what is wrong
 as-before   the host is what create recorded
 destroy     end the server
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.demo import controls, story
+from tests.demo import controls, steady, story
 from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
@@ -155,6 +156,10 @@ def refuse_without_iommu(mine: Operator) -> None:
     demand(mine, "no-iommu", Refusal("a host without IOMMU", "convert_to_kvm", ("no IOMMU", "firmware")))
 
 
+def settle(mine: Operator) -> None:
+    progress.say(f"guests answer after {steady.settle(mine.server, progress.say)} resets")
+
+
 def flag_controls(mine: Operator) -> None:
     """Stop the right VM, boot each wrong one in its place, and demand that verify-vms flags it."""
     server = mine.server
@@ -170,6 +175,7 @@ def flag_controls(mine: Operator) -> None:
         created = server.run("cat > /run/control.xml && virsh create /run/control.xml", timeout=600, data=xml)
         if created.returncode:
             raise Failure(f"{control.title}: the VM does not start: {created.stderr.strip()}")
+        settle(mine)
         folder = mine.folder / "controls"
         played = mine.play(
             control.name, "verify_vms", variables={"vms": control.name, "topovirt_report_dir": str(folder)}
@@ -197,7 +203,8 @@ def destroy(mine: Operator) -> None:
 
 STEPS: dict[str, Callable[[Operator], None]] = {
     "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu,
-    "predict": predict, "refuse": refuse, "controls": flag_controls, "as-before": as_before, "destroy": destroy,
+    "predict": predict, "refuse": refuse, "settle": settle, "controls": flag_controls,
+    "as-before": as_before, "destroy": destroy,
 }  # fmt: skip
 
 
