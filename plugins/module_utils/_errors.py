@@ -19,4 +19,7 @@ class TopovirtError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}".strip() if self.hint else self.message
+        if not self.hint:
+            return self.message
+        between = "\n" if "\n" in self.message else " "  # below a list of reasons the hint has a line of its own
+        return f"{self.message}{between}{self.hint}"
