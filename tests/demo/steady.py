@@ -4,7 +4,7 @@
 """Wait until guests answer; reset those that the emulated CPU has hung.
 
 KVM inside the emulated server runs on a CPU that QEMU emulates, with its virtualization extension. There a guest with
-many devices sometimes hangs while its kernel starts: a vCPU takes a timer interrupt although interrupts are off and
+many devices often hangs while its kernel starts: a vCPU takes a timer interrupt although interrupts are off and
 waits for a lock that it holds itself. Real CPUs do not do that, so the collection knows nothing of it, and every reset
 is told.
 """
