@@ -42,8 +42,8 @@ _CPU_WITH = (
     "x-force-features=on",  # TCG does not know topoext, which only describes what it does anyway
     "topoext",  # else Linux sees no SMT siblings
 )
-# What TCG lacks of the model's features. With invtsc added and monitor taken away the boot is faster; they were taken back
-# while guests hung (docs/what-is-emulated.md), which they do without them too.
+# What TCG lacks of the model's features. With invtsc added and monitor taken away the boot is faster; they were taken
+# back while guests hung (docs/what-is-emulated.md), which guests do without them too.
 _CPU_WITHOUT = (
     *("fxsr-opt", "misalignsse", "osvw", "perfctr-core", "clzero", "ibpb", "amd-stibp", "nrip-save"),
     *("xsavec", "xsaves"),
