@@ -21,7 +21,7 @@ MODELS = ("full_passthrough", "shared_nvswitch", "none")
 
 _TABLE = Path(__file__).parent / "data" / "nvlink_partitions.yml"
 _MODULE_IDS_HINT = (
-    "Module ids come from 'nvidia-smi -q' (GPU Module Id) while the nvidia driver holds the GPUs; conversion records "
+    "Module ids come from 'nvidia-smi -q' (Module Id) while the nvidia driver holds the GPUs; conversion records "
     "them before it binds GPUs to vfio-pci. Otherwise write {bdf: id} as JSON to /var/lib/topovirt/module-ids.json on "
     "the host."
 )
