@@ -86,7 +86,7 @@ options:
         default: []
       cmdline:
         description:
-          - Further kernel arguments. Those for the IOMMU follow from its kind.
+          - Further kernel arguments. Those for the IOMMU and for huge pages follow from the other options.
         type: list
         elements: str
         default: []

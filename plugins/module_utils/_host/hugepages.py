@@ -1,7 +1,10 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Huge pages per NUMA node, by a unit of ours that runs early in boot and reads back what the kernel gave."""
+"""Huge pages per NUMA node, by a unit of ours that runs early in boot and reads back what the kernel gave.
+
+Pages of 1 GiB are there already when the kernel understood the arguments that ``wanted.py`` gives it.
+"""
 
 from __future__ import annotations
 

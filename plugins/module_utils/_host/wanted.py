@@ -74,6 +74,7 @@ def resolve(
     if errors:
         raise TopovirtError(f"The wanted state is wrong: {'; '.join(errors)}.", "Correct the kvm_host_* variables.")
     arguments = list(_IOMMU_ARGUMENTS.get(topology["iommu"]["kind"] or "", ()))
+    arguments += _page_arguments(page_size, pages)
     arguments += [word for word in given.get("cmdline") or [] if word not in arguments]
     return Wanted(
         fabric_model=fabric_model,
@@ -88,6 +89,19 @@ def resolve(
         tuned=given.get("tuned") is not False,
         erase_ok=[str(serial) for serial in given.get("erase_ok") or []],
     )
+
+
+def _page_arguments(page_size: int, pages: Mapping[int, int]) -> List[str]:
+    """Kernel arguments that reserve pages of 1 GiB before anything else takes a piece of them.
+
+    Per node, for kernels from 5.16 on (kernel-parameters.txt, ``hugepages=``). An older kernel ignores the list, and the
+    unit of ``hugepages.py`` then asks for all pages later in boot, when memory may already be in pieces. Smaller pages
+    are left to the unit: it always finds enough of them.
+    """
+    counts = [f"{node}:{count}" for node, count in sorted(pages.items()) if count]
+    if page_size != PAGE_SIZES["1GiB"] or not counts:
+        return []
+    return ["hugepagesz=1G", f"hugepages={','.join(counts)}"]
 
 
 def switches_above(function: PciFunction, by_bdf: Mapping[str, PciFunction]) -> Set[str]:

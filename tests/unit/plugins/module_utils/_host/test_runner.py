@@ -51,10 +51,13 @@ def test_a_converted_host_is_what_was_wanted(host: FakeHost) -> None:
         "intel_iommu=on",
         "iommu=pt",
         "mitigations=auto",
+        "hugepagesz=1G",
+        "hugepages=0:5,1:5",
         f"topovirt={identity(host.root)}",
         "console=ttyS0",
     } <= set(words)
     assert "intel_iommu=off" not in words
+    assert words.index("hugepages=0:5,1:5") == words.index("hugepagesz=1G") + 1  # the count is of the size before it
     committed = json.loads((host.root / "var/lib/topovirt/host.json").read_text())
     assert committed["passthrough"] == {bdf: role for bdf, role in committed["passthrough"].items() if bdf in PASSED}
     assert committed["hugepages"] == {"page_size_bytes": 1 << 30, "per_node": {"0": 5, "1": 5}}
