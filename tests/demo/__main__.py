@@ -82,8 +82,14 @@ class Demo:
             Phase("delete-vms", 20, lambda: self.delete("delete-one")),
             Phase("convert-to-kvm: fabric model shared_nvswitch", 120, self.share, "stand-in"),
             Phase(
-                "deploy-vms: two tenants with 4 GPUs each",
-                150,
+                "deploy-vms: a tenant with 4 GPUs",
+                100,
+                lambda: self.deploy("deploy-first", story.FIRST_TENANT),
+                "stand-in",
+            ),
+            Phase(
+                "deploy-vms: a second tenant with 4 GPUs beside it",
+                100,
                 lambda: self.deploy("deploy-two", story.TWO_TENANTS),
                 "stand-in",
             ),

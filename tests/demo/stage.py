@@ -11,6 +11,7 @@ predict     run convert-to-kvm in check mode, then for real: the same tasks chan
 refuse      bad input, each refused with its reason and without a change
 settle      wait for the guests; those that the emulated CPU hung are reset, and that is told
 controls    boot three VMs that are wrong on purpose; the comparison flags each for what is wrong
+tenants     from one large VM to two tenants that share the board, compared with the host
 as-before   the host is what create recorded
 destroy     end the server
 """
@@ -190,6 +191,22 @@ def flag_controls(mine: Operator) -> None:
         progress.say(f"{control.title}: flagged. {played.reason}")
 
 
+def play(mine: Operator, name: str, playbook: str, variables: dict[str, Any]) -> None:
+    played = mine.play(name, playbook, variables=variables)
+    if played.status:
+        raise Failure(f"{playbook}: {played.reason} (log: {played.log})")
+
+
+def tenants(mine: Operator) -> None:
+    """From one large VM to two tenants, the second beside the first."""
+    play(mine, "delete-one", "delete_vms", {"vms": "all"})
+    play(mine, "share", "convert_to_kvm", story.SHARED_FABRIC)
+    for number, requests in enumerate((story.FIRST_TENANT, story.TWO_TENANTS), start=1):
+        play(mine, f"deploy-tenant-{number}", "deploy_vms", requests)
+        settle(mine)
+    play(mine, "verify-tenants", "verify_vms", {"topovirt_report_dir": str(mine.reports)})
+
+
 def as_before(mine: Operator) -> None:
     before = json.loads((mine.folder / BEFORE).read_text(encoding="utf-8"))
     differences = manifest.compare(before, record(mine.server))
@@ -204,6 +221,7 @@ def destroy(mine: Operator) -> None:
 STEPS: dict[str, Callable[[Operator], None]] = {
     "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu,
     "predict": predict, "refuse": refuse, "settle": settle, "controls": flag_controls,
+    "tenants": tenants,
     "as-before": as_before, "destroy": destroy,
 }  # fmt: skip
 

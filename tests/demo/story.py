@@ -27,7 +27,8 @@ def request(name: str, gpus: int) -> dict[str, Any]:
 
 
 ONE_VM = {"gpu_vms": [request("train-8", 8)]}
-TWO_TENANTS = {"gpu_vms": [request("tenant-a", 4), request("tenant-b", 4)]}
+FIRST_TENANT = {"gpu_vms": [request("tenant-a", 4)]}
+TWO_TENANTS = {"gpu_vms": [*FIRST_TENANT["gpu_vms"], request("tenant-b", 4)]}
 TOO_SMALL = {"gpu_vms": [request("train-4", 4)]}
 
 

@@ -41,10 +41,11 @@ _CPU_WITH = (
     f"phys-bits={PHYS_BITS}",
     "x-force-features=on",  # TCG does not know topoext, which only describes what it does anyway
     "topoext",  # else Linux sees no SMT siblings
+    "invtsc",  # else Linux keeps time with the HPET, which is slow to read
 )
-# What TCG lacks of the model's features. With invtsc added and monitor taken away the boot is faster; they were taken
-# back while guests hung (docs/what-is-emulated.md), which guests do without them too.
+# What TCG lacks of the model's features, and monitor: idle CPUs would spin through mwait instead of halting.
 _CPU_WITHOUT = (
+    "monitor",
     *("fxsr-opt", "misalignsse", "osvw", "perfctr-core", "clzero", "ibpb", "amd-stibp", "nrip-save"),
     *("xsavec", "xsaves"),
 )
