@@ -94,9 +94,9 @@ def resolve(
 def _page_arguments(page_size: int, pages: Mapping[int, int]) -> List[str]:
     """Kernel arguments that reserve pages of 1 GiB before anything else takes a piece of them.
 
-    Per node, for kernels from 5.16 on (kernel-parameters.txt, ``hugepages=``). An older kernel ignores the list, and the
-    unit of ``hugepages.py`` then asks for all pages later in boot, when memory may already be in pieces. Smaller pages
-    are left to the unit: it always finds enough of them.
+    Per node, for kernels from 5.16 on (kernel-parameters.txt, ``hugepages=``). An older kernel ignores the list, and
+    the unit of ``hugepages.py`` then asks for all pages later in boot, when memory may already be in pieces. Smaller
+    pages are left to the unit: it always finds enough of them.
     """
     counts = [f"{node}:{count}" for node, count in sorted(pages.items()) if count]
     if page_size != PAGE_SIZES["1GiB"] or not counts:

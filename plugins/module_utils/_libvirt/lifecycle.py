@@ -180,7 +180,8 @@ class _Vm:
     def define(self, text: str) -> None:
         """:raises TopovirtError: when libvirt refuses; then everything is as it was."""
         try:
-            self.domain = self.seams.connection.defineXML(text)
+            # By libvirt's own schema: it ignores elements that it does not know unless it is asked to look.
+            self.domain = self.seams.connection.defineXMLFlags(text, self.libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
         except self.libvirt.libvirtError as error:
             raise libvirt_error(f"VM '{self.wanted.name}' cannot be defined", error) from None
 

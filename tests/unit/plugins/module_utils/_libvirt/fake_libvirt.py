@@ -16,6 +16,7 @@ from typing import Any
 
 VIR_ERR_NO_DOMAIN = 42
 VIR_ERR_OPERATION_INVALID = 55
+VIR_DOMAIN_DEFINE_VALIDATE = 1
 VIR_DOMAIN_XML_INACTIVE = 2
 VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN = 1
 VIR_DOMAIN_SHUTDOWN_GUEST_AGENT = 2
@@ -183,6 +184,11 @@ class Connection:
         domain.persistent_xml = completed(xml)
         return domain
 
+    def defineXMLFlags(self, xml: str, flags: int) -> Domain:
+        if flags & VIR_DOMAIN_DEFINE_VALIDATE and "<unknown-to-the-schema" in xml:
+            raise libvirtError("XML document failed to validate against schema")
+        return self.defineXML(xml)
+
     def close(self) -> None:
         self.closed = True
 
@@ -192,6 +198,7 @@ class Binding:
 
     libvirtError = libvirtError
     VIR_ERR_NO_DOMAIN = VIR_ERR_NO_DOMAIN
+    VIR_DOMAIN_DEFINE_VALIDATE = VIR_DOMAIN_DEFINE_VALIDATE
     VIR_DOMAIN_XML_INACTIVE = VIR_DOMAIN_XML_INACTIVE
     VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN = VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN
     VIR_DOMAIN_SHUTDOWN_GUEST_AGENT = VIR_DOMAIN_SHUTDOWN_GUEST_AGENT

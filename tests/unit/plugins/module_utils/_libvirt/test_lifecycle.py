@@ -212,6 +212,13 @@ def test_a_refused_definition_leaves_no_file(host: Host) -> None:
     assert host.picture() == ({}, {})
 
 
+def test_libvirts_schema_judges_every_definition(host: Host) -> None:
+    wrong = XML.replace("</domain>", "<unknown-to-the-schema/></domain>")
+    with pytest.raises(TopovirtError, match="failed to validate against schema"):
+        host.ensure("defined", wrong)
+    assert host.picture() == ({}, {})
+
+
 def test_a_stale_plan_is_refused_by_name_in_check_mode_too(host: Host) -> None:
     host.stale = ["device 0000:23:00.0: driver was vfio-pci, is nvidia", "VM infer-0 is new"]
     for check in (True, False):

@@ -1,24 +1,21 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The emitted definition, element by element. What the elements mean is proven by the booted guests."""
+"""The emitted definition, element by element.
+
+That libvirt's schema allows them is said by the host's libvirt whenever a VM is defined; what they mean is proven by
+the booted guests.
+"""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from typing import Any
 
-import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
 from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.hosts import GIB, host, request
-from lxml import etree
 
-SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
-# libvirt before 9.3 does not know <maxphysaddr limit=...>; a host has a newer one.
-CPU_SCHEMA = SCHEMA.with_name("cputypes.rng")
-NEW_ENOUGH = CPU_SCHEMA.is_file() and 'name="limit"' in CPU_SCHEMA.read_text(encoding="utf-8")
 DISK = {"disk": {"path": "/images/a.qcow2"}}
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
@@ -179,12 +176,3 @@ def test_properties_reach_every_device_with_their_type() -> None:
 
 def test_no_override_unless_asked_for() -> None:
     assert emit().find(f"{QEMU}override") is None
-
-
-@pytest.mark.skipif(not NEW_ENOUGH, reason="no libvirt as new as a host's here; the emulated server defines such VMs")
-@pytest.mark.parametrize("gpus,model", [(8, "full_passthrough"), (4, "shared_nvswitch"), (1, "none")])
-@pytest.mark.parametrize("more", [{}, {"boot": DISK}, {"hostdev_properties": {"x-no-mmap": True}}])
-def test_libvirts_schema(gpus: int, model: str, more: dict[str, Any]) -> None:
-    (vm,) = make_plan([request("train-0", gpus, **more)], host(), [], model, "host")["vms"]
-    schema = etree.RelaxNG(etree.parse(str(SCHEMA)))
-    assert schema.validate(etree.fromstring(vm["domain_xml"])), schema.error_log
