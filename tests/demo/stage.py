@@ -36,7 +36,7 @@ from tests.twin.lifecycle import Server, TwinError
 
 MACHINE = "hgx-h200"
 BEFORE = "before.json"
-VARIANTS = {"hgx-h200": None, "hgx-h200-vms": None, "no-iommu": "no-iommu"}  # scenario -> variant of the machine
+VARIANTS = {"hgx-h200": None, "hgx-h200-wrong": None, "no-iommu": "no-iommu"}  # scenario -> variant of the machine
 
 # The host's own use of devices below GPU switches and on the board, made and undone. The first NVMe is mounted, the
 # second is swap space, the third only carries a signature; the management NIC needs nothing to be in use.

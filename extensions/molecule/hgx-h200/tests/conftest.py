@@ -13,7 +13,7 @@ import pytest
 import testinfra
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-sys.path.insert(0, str(Path(__file__).parents[2]))  # looks.py, for every scenario
+sys.path.insert(0, str(Path(__file__).parent))  # looks.py
 
 
 @pytest.fixture(scope="session")
