@@ -18,7 +18,6 @@ MODULE = "topovirt.kvm.vm_image"
 class ActionModule(ActionBase):
     _supports_check_mode = True
     _supports_async = False
-    TRANSFERS_FILES = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
@@ -52,15 +51,11 @@ class ActionModule(ActionBase):
         return found
 
     def _send(self, local: Path, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        folder = self._make_tmp_path()
-        try:
-            remote = self._connection._shell.join_path(folder, "image")
-            self._transfer_file(str(local), remote)
-            self._fixup_perms2((folder, remote))
-            sent = {key: value for key, value in arguments.items() if key != "src"}
-            answer: dict[str, Any] = self._execute_module(
-                MODULE, module_args={**sent, "path": remote}, task_vars=task_vars
-            )
-            return answer
-        finally:
-            self._remove_tmp_path(folder)
+        # Ansible removes the one temporary folder that the shell remembers when the task ends: a second one would stay.
+        folder = self._connection._shell.tmpdir or self._make_tmp_path()
+        remote = self._connection._shell.join_path(folder, "image")
+        self._transfer_file(str(local), remote)
+        self._fixup_perms2((folder, remote))
+        sent = {key: value for key, value in arguments.items() if key != "src"}
+        answer: dict[str, Any] = self._execute_module(MODULE, module_args={**sent, "path": remote}, task_vars=task_vars)
+        return answer
