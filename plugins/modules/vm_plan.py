@@ -35,6 +35,8 @@ options:
         V(raw)). Paths are on the host.
       - C(hostdev_properties) sets QEMU properties on every passed-through device. For debugging only; libvirt marks
         such a VM as tainted.
+      - C(pv_eoi) says whether the guest may end an interrupt without leaving its CPU (KVM's paravirtual end of
+        interrupt). By default it is as libvirt has it.
     type: list
     elements: dict
     required: true

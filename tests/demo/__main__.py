@@ -63,16 +63,16 @@ class Demo:
     def phases(self) -> list[Phase]:
         return [
             Phase("build the collection and install it", 5, self.operator.install),
-            Phase("boot the server: firmware, GRUB, kernel, SSH", 60, self.boot, "emulated"),
-            Phase("record how the host is now", 20, self.record),
-            Phase("convert-to-kvm --check --diff: what would change", 30, self.predict),
-            Phase("convert-to-kvm: packages, boot entry, one reboot, verification", 240, self.convert),
+            Phase("boot the server: firmware, GRUB, kernel, SSH", 50, self.boot, "emulated"),
+            Phase("record how the host is now", 35, self.record),
+            Phase("convert-to-kvm --check --diff: what would change", 40, self.predict),
+            Phase("convert-to-kvm: packages, boot entry, one reboot, verification", 260, self.convert),
             Phase(
                 "deploy-vms: one VM with 8 GPUs, 8 NICs, 4 NVSwitches",
-                150,
+                140,
                 lambda: self.deploy("deploy-one", story.ONE_VM),
             ),
-            Phase("deploy-vms: 4 GPUs under full_passthrough are refused", 20, self.refused),
+            Phase("deploy-vms: 4 GPUs under full_passthrough are refused", 15, self.refused),
             Phase(
                 "verify-vms: what the guest's kernel sees against the host",
                 30,
@@ -80,10 +80,10 @@ class Demo:
             ),
             Phase("report-host", 15, lambda: self.report("report-one", "one-vm")),
             Phase("delete-vms", 20, lambda: self.delete("delete-one")),
-            Phase("convert-to-kvm: fabric model shared_nvswitch", 120, self.share, "stand-in"),
+            Phase("convert-to-kvm: fabric model shared_nvswitch", 80, self.share, "stand-in"),
             Phase(
                 "deploy-vms: a tenant with 4 GPUs",
-                100,
+                75,
                 lambda: self.deploy("deploy-first", story.FIRST_TENANT),
                 "stand-in",
             ),
@@ -96,8 +96,8 @@ class Demo:
             Phase("verify-vms: both tenants", 40, lambda: self.verify("verify-two", "two-tenants", 2)),
             Phase("report-host", 15, lambda: self.report("report-two", "two-tenants")),
             Phase("delete-vms", 20, lambda: self.delete("delete-two")),
-            Phase("convert-to-bare-metal: undo everything, one reboot", 180, self.back),
-            Phase("compare the host with how it was", 20, self.as_before),
+            Phase("convert-to-bare-metal: undo everything, one reboot", 185, self.back),
+            Phase("compare the host with how it was", 35, self.as_before),
         ]
 
     def boot(self) -> str:

@@ -4,7 +4,7 @@
 """An operator's workplace: the installed collection, an inventory with its variables, and ansible-playbook.
 
 Everything here is what the owner of a real server would write and type. The emulated server enters only as the
-address in the inventory, as the guest's images, and as one setting for emulated devices (``HOSTDEV_PROPERTIES``).
+address in the inventory, as the guest's images, and as settings of the requests (``FOR_EMULATION``).
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ import yaml
 from tests.tools import collection, manifest, progress, workspace
 from tests.twin.lifecycle import Server
 
-# QEMU inside the emulated server would map every 256 GiB BAR through an emulated IOMMU, which takes minutes.
-# A request for a real server never carries this.
-HOSTDEV_PROPERTIES = {"x-no-mmap": True}
+# What a request for a real server never carries. QEMU inside the emulated server would map every 256 GiB BAR through an
+# emulated IOMMU, which takes minutes; and guests that end an interrupt without leaving the CPU hang, see steady.py.
+FOR_EMULATION: dict[str, Any] = {"hostdev_properties": {"x-no-mmap": True}, "pv_eoi": False}
 
-# The test guest's command line. One CPU until its own init brings up the others: while the guest's kernel looks for
-# devices, a guest with more of them is prone to a fault of the emulated CPU, see steady.py. The rest is for speed: a
-# character on the console costs two exits from the guest.
+# The test guest's command line. One CPU until its own init brings up the others, for fewer interrupts while its kernel
+# looks for devices; and quiet, because a character on the console costs two exits from the guest.
 GUEST_CMDLINE = "console=ttyS0 quiet mitigations=off maxcpus=1"
 
 NOTES = [

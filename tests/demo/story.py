@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.demo.operator import HOSTDEV_PROPERTIES, NOTES
+from tests.demo.operator import FOR_EMULATION, NOTES
 
 IMAGE = "test-guest"
 
@@ -23,7 +23,7 @@ SHARED_FABRIC = {"kvm_host_fabric_model": "shared_nvswitch"}
 
 
 def request(name: str, gpus: int) -> dict[str, Any]:
-    return {"name": name, "gpus": gpus, "image": IMAGE, "hostdev_properties": HOSTDEV_PROPERTIES, "state": "running"}
+    return {"name": name, "gpus": gpus, "image": IMAGE, "state": "running", **FOR_EMULATION}
 
 
 ONE_VM = {"gpu_vms": [request("train-8", 8)]}

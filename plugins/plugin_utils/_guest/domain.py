@@ -98,10 +98,12 @@ def _boot(domain: etree._Element, boot: KernelBoot | DiskBoot) -> None:
         _add(element, "cmdline", boot.cmdline)
 
 
-def _features_and_cpu(domain: etree._Element, layout: Layout) -> None:
+def _features_and_cpu(domain: etree._Element, layout: Layout, pv_eoi: bool | None) -> None:
     features = _add(domain, "features")
     _add(features, "acpi")
-    _add(features, "apic")
+    apic = _add(features, "apic")
+    if pv_eoi is not None:
+        apic.set("eoi", "on" if pv_eoi else "off")
     kvm = _add(features, "kvm")
     _add(kvm, "hint-dedicated", state="on")
     _add(kvm, "poll-control", state="on")
@@ -209,7 +211,7 @@ def domain_xml(request: Request, uuid: str, metadata: Mapping[str, Any], layout:
     _head(domain, request, uuid, metadata, layout)
     _memory_and_cpus(domain, layout)
     _boot(domain, request.boot)
-    _features_and_cpu(domain, layout)
+    _features_and_cpu(domain, layout, request.pv_eoi)
     _behaviour(domain)
     devices = _add(domain, "devices")
     _add(devices, "controller", type="pci", index=0, model="pcie-root")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 
-_KEYS = ("name", "gpus", "nics", "nvme", "vcpus", "memory", "boot", "hostdev_properties")
+_KEYS = ("name", "gpus", "nics", "nvme", "vcpus", "memory", "boot", "hostdev_properties", "pv_eoi")
 _KERNEL_KEYS = ("kernel", "initrd", "cmdline")
 _DISK_KEYS = ("path", "format")
 _POLICY_KEYS = ("vcpus_per_gpu", "memory_per_gpu", "nics_per_gpu")
@@ -56,6 +56,7 @@ class Request:
     boot: KernelBoot | DiskBoot
     hostdev_properties: dict[str, bool | int | str]
     asked: dict[str, Any]  # as given, for the VM's metadata
+    pv_eoi: bool | None = None  # ``None``: as libvirt has it
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class _Problems:
         if isinstance(value, int) and not isinstance(value, bool) and value >= least:
             return value
         self.add(where, value, f"'auto' or a whole number of at least {least}")
+        return None
+
+    def truth(self, where: str, value: object) -> bool | None:
+        if value is None or isinstance(value, bool):
+            return value
+        self.add(where, value, "true or false")
         return None
 
     def size(self, where: str, value: object) -> int | None:
@@ -174,6 +181,7 @@ def _request(where: str, value: Mapping[str, Any], problems: _Problems) -> Reque
         memory_bytes=problems.size(f"{where}.memory", value.get("memory")),
         boot=_boot(f"{where}.boot", value.get("boot"), problems),
         hostdev_properties=_properties(f"{where}.hostdev_properties", value.get("hostdev_properties"), problems),
+        pv_eoi=problems.truth(f"{where}.pv_eoi", value.get("pv_eoi")),
         asked={key: value[key] for key in ("gpus", "nics", "nvme", "vcpus", "memory") if key in value},
     )
 
@@ -181,7 +189,7 @@ def _request(where: str, value: Mapping[str, Any], problems: _Problems) -> Reque
 def parse_requests(raw: object) -> list[Request]:
     """Requests as a user writes them -> checked requests, in the same order.
 
-    :param raw: list of ``{name, gpus, nics, nvme, vcpus, memory, boot, hostdev_properties}``.
+    :param raw: list of ``{name, gpus, nics, nvme, vcpus, memory, boot, hostdev_properties, pv_eoi}``.
     :raises TopovirtError: one error with every problem of every request.
     """
     problems = _Problems()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from typing import Any
 
+import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
 from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.hosts import GIB, host, request
@@ -172,6 +173,11 @@ def test_properties_reach_every_device_with_their_type() -> None:
             ("x-low", "signed", "-1"),
             ("x-text", "string", "on"),
         ]
+
+
+@pytest.mark.parametrize("asked,eoi", [({}, None), ({"pv_eoi": False}, "off"), ({"pv_eoi": True}, "on")])
+def test_paravirtual_end_of_interrupt_is_as_asked(asked: dict[str, bool], eoi: str | None) -> None:
+    assert get(emit(**asked), "features/apic", "eoi") == eoi
 
 
 def test_no_override_unless_asked_for() -> None:

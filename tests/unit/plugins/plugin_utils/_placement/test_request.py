@@ -21,6 +21,7 @@ def test_everything_left_out_is_auto() -> None:
     assert (parsed.nics, parsed.nvme, parsed.vcpus, parsed.memory_bytes) == (None, 0, None, None)
     assert parsed.boot == KernelBoot("/images/vmlinuz", "/images/initrd", "console=ttyS0")
     assert parsed.hostdev_properties == {}
+    assert parsed.pv_eoi is None
 
 
 def test_explicit_values() -> None:
@@ -77,6 +78,7 @@ def test_sizes(size: str, expected: int) -> None:
         ("hostdev_properties", ["x-no-mmap"]),
         ("hostdev_properties", {"X;": True}),
         ("hostdev_properties", {"x-no-mmap": None}),
+        ("pv_eoi", "off"),
         ("gpu", 4),
     ],
 )
