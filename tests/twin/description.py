@@ -92,17 +92,34 @@ Device = Endpoint | Nvme | Igb
 
 
 @dataclass(frozen=True)
-class Switch:
-    """A PCIe switch below a root port, one device below each downstream port."""
+class Slot:
+    """One slot below a root port or a downstream port; its devices are functions 0, 1 ... of one card."""
 
     devices: tuple[Device, ...]
+
+    @property
+    def buses(self) -> int:
+        """How many bus numbers it takes, from the bus that it is on."""
+        return 1
+
+    def slots(self) -> Iterator[Slot]:
+        yield self
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One slot below a root port; its devices are functions 0, 1 ... of one card."""
+class Switch:
+    """A PCIe switch below a root port or a downstream port of another switch: what each of its downstream ports has."""
 
-    devices: tuple[Device, ...]
+    ports: tuple[Switch | Slot, ...]
+
+    @property
+    def buses(self) -> int:
+        """The bus of its upstream port, the bus inside, and what is below."""
+        return 2 + sum(port.buses for port in self.ports)
+
+    def slots(self) -> Iterator[Slot]:
+        for port in self.ports:
+            yield from port.slots()
 
 
 @dataclass(frozen=True)
@@ -144,11 +161,16 @@ class Machine:
     switch_link: Link
     host_bridges: tuple[HostBridge, ...]
 
-    def devices(self) -> Iterator[Device]:
-        """Every device in the order of the description."""
+    def slots(self) -> Iterator[Slot]:
+        """Every slot in the order of the description."""
         for bridge in self.host_bridges:
             for port in bridge.ports:
-                yield from port.devices
+                yield from port.slots()
+
+    def devices(self) -> Iterator[Device]:
+        """Every device in the order of the description."""
+        for slot in self.slots():
+            yield from slot.devices
 
     def endpoints(self) -> Iterator[Endpoint]:
         return (device for device in self.devices() if isinstance(device, Endpoint))
@@ -374,8 +396,15 @@ class _Parser:
         limit = 32 if key == "switch" else 8
         if len(entries) > limit:
             self.fault(f"{where}.{key}", f"{len(entries)} devices", f"{limit} at most")
-        devices = tuple(self.device(entry, f"{where}.{key}[{i}]") for i, entry in enumerate(entries))
-        return Switch(devices) if key == "switch" else Slot(devices)
+        if key == "functions":
+            return Slot(tuple(self.device(entry, f"{where}.{key}[{i}]") for i, entry in enumerate(entries)))
+        return Switch(tuple(self.downstream(entry, f"{where}.{key}[{i}]") for i, entry in enumerate(entries)))
+
+    def downstream(self, item: Any, where: str) -> Switch | Slot:
+        """What is below a downstream port: a device alone needs no list of functions."""
+        if isinstance(item, dict) and item.keys() & {"switch", "functions"}:
+            return self.port(item, where)
+        return Slot((self.device(item, where),))
 
     def device(self, item: Any, where: str) -> Device:
         result: Device
@@ -419,7 +448,7 @@ class _Parser:
         """Each root bus must leave room for the buses that the firmware numbers below it."""
         limits = [bridge.bus for bridge in bridges[1:]] + [0x100]
         for index, (bridge, limit) in enumerate(zip(bridges, limits, strict=False)):
-            last = bridge.bus + sum(2 + len(port.devices) if isinstance(port, Switch) else 1 for port in bridge.ports)
+            last = bridge.bus + sum(port.buses for port in bridge.ports)
             if last >= limit:
                 self.fault(
                     f"host_bridges[{index}].bus",
@@ -427,7 +456,12 @@ class _Parser:
                     f"ascending, with room up to bus {last:#04x} below it",
                 )
         management = [
-            d for b in bridges for p in b.ports for d in p.devices if isinstance(d, Igb) and d.network == "management"
+            device
+            for bridge in bridges
+            for port in bridge.ports
+            for slot in port.slots()
+            for device in slot.devices
+            if isinstance(device, Igb) and device.network == "management"
         ]
         if len(management) != 1:
             self.fault(

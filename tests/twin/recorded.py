@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.twin.addresses import Function, functions, iommu_groups, module_ids
 from tests.twin.config_space import ConfigSpace
-from tests.twin.description import LINK_SPEED_CODES, Endpoint, Igb, Link, Machine, Nvme, Scale, Slot
+from tests.twin.description import LINK_SPEED_CODES, Endpoint, Igb, Link, Machine, Nvme, Scale
 from tests.twin.qemu import mac_address
 
 DRIVERS = ("native", "vfio")
@@ -80,18 +80,7 @@ _BUILT_IN = {
         *(0x19E5, 0xA128, 0x060400, 0, (0x0000, 0x0000), {0: (0x10000, MEMORY_64)}, 5, "flr bus", "pcieport", 1),
     ),
     "downstream_port": Profile(
-        *(
-            0x19E5,
-            0xA129,
-            0x060400,
-            0,
-            (0x0000, 0x0000),
-            {0: (0x10000, MEMORY_64)},
-            6,
-            "flr bus cxl_bus",
-            "pcieport",
-            1,
-        ),
+        *(0x19E5, 0xA129, 0x060400, 0, (0x0000, 0x0000), {0: (0x10000, MEMORY_64)}, 6, "flr bus", "pcieport", 1),
     ),
     "nvme": Profile(0x1B36, 0x0010, 0x010802, 2, bars={0: (0x4000, MEMORY_64)}, port=0, resets="flr", driver="nvme"),
     "igb": Profile(
@@ -292,21 +281,16 @@ class _Recorder:
         return self.machine.switch_link if function.kind.endswith("_port") else None
 
     def resets(self, function: Function, profile: Profile) -> str:
-        """Reset methods of a device, in Linux's order; it offers the bus reset for function 0 only."""
-        if function.device is None:
-            return profile.resets
+        """Reset methods, in Linux's order; it offers the bus reset to function 0 of a device only."""
         words = [profile.resets] if profile.resets else []
-        if function.function == 0:
+        if function.device is not None and function.function == 0:
             words.append("bus")
-        if function.parent is not None and self.by_id[function.parent].kind == "downstream_port":
+        if function.parent is not None and self.by_id[function.parent].kind in ("upstream_port", "downstream_port"):
             words.append("cxl_bus")  # the emulated switch is a CXL switch
         return " ".join(words)
 
     def multifunction(self, function: Function) -> bool:
-        ports = [port for bridge in self.machine.host_bridges for port in bridge.ports]
-        return any(
-            isinstance(port, Slot) and len(port.devices) > 1 and function.device in port.devices for port in ports
-        )
+        return any(len(slot.devices) > 1 and function.device in slot.devices for slot in self.machine.slots())
 
     def resource(self, function: Function, profile: Profile) -> str:
         lines = []
