@@ -17,6 +17,7 @@ from tests.twin.description import Device, HostBridge, Machine, Slot, Switch
 ROOT_BUS = 0
 ROOT_DISK_SLOT = 1
 FIRST_EXPANDER_SLOT = 2  # one pxb-pcie per host bridge, from here on
+AMD_IOMMU_SLOT = 0x1E  # AMD's IOMMU is a PCI function, Intel's is none
 LPC_SLOT = 0x1F  # the south bridge of QEMU's q35 machine
 
 
@@ -48,6 +49,8 @@ def functions(machine: Machine) -> list[Function]:
         Function("rootdisk", "platform", ROOT_BUS, ROOT_DISK_SLOT, 0, ROOT_BUS, None, None),
         Function("lpc", "platform", ROOT_BUS, LPC_SLOT, 0, ROOT_BUS, None, None),
     ]
+    if machine.iommu == "ivrs":
+        result.append(Function("amdvi", "platform", ROOT_BUS, AMD_IOMMU_SLOT, 0, ROOT_BUS, None, None))
     for index, bridge in enumerate(machine.host_bridges):
         slot = FIRST_EXPANDER_SLOT + index
         result.append(Function(f"pxb{index}", "expander", ROOT_BUS, slot, 0, ROOT_BUS, None, None))

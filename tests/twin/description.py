@@ -24,7 +24,8 @@ MACHINES = Path(__file__).parent / "machines"
 # PCI Express: lane speeds in GT/s and their code in the link registers (PCIe base specification, link capabilities).
 LINK_SPEED_CODES = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
 LINK_WIDTHS = (1, 2, 4, 8, 16)
-IOMMU_KINDS = ("dmar",)
+IOMMU_KINDS = ("dmar", "ivrs")  # by the ACPI table that announces it: Intel's and AMD's
+CPU_VENDORS = ("GenuineIntel", "AuthenticAMD")
 NETWORKS = ("management", "none")
 SCALES = ("real", "boot")
 
@@ -144,6 +145,7 @@ class Scale:
     cores_per_socket: int
     threads_per_core: int
     memory_gib_per_node: int
+    cores_per_l3: int
 
     @property
     def cpus(self) -> int:
@@ -151,10 +153,23 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Cpu:
+    """The CPU that the server is sold with; booted, it is the emulated one (``qemu.py``)."""
+
+    vendor: str  # one of CPU_VENDORS
+    family: int
+    model: int
+    name: str
+    physical_bits: int
+    virtual_bits: int
+
+
+@dataclass(frozen=True)
 class Machine:
     name: str
     title: str
     variant: str | None
+    cpu: Cpu
     scales: Mapping[str, Scale]
     nodes: tuple[Node, ...]
     iommu: str | None  # one of IOMMU_KINDS, None when the firmware offers none
@@ -177,7 +192,7 @@ class Machine:
 
 
 def _without_iommu(machine: Machine) -> Machine:
-    """The same server with VT-d switched off in the firmware's setup."""
+    """The same server with its IOMMU switched off in the firmware's setup."""
     return dataclasses.replace(machine, iommu=None)
 
 
@@ -276,7 +291,7 @@ class _Parser:
         return int(value, 16) if re.fullmatch(r"[0-9a-f]+", value) else 0
 
     def machine(self, data: Any) -> Machine:
-        required = {"schema", "name", "title", "scale", "nodes", "iommu", "devices", "switch", "host_bridges"}
+        required = {"schema", "name", "title", "cpu", "scale", "nodes", "iommu", "devices", "switch", "host_bridges"}
         top = self.mapping(data, self.source, required)
         if top.get("schema", 1) != 1:
             self.fault("schema", top["schema"], "1")
@@ -300,6 +315,7 @@ class _Parser:
             name=self.text(top, "name", self.source, r"[a-z0-9][a-z0-9-]*"),
             title=self.text(top, "title", self.source),
             variant=None,
+            cpu=self.cpu(top.get("cpu")),
             scales=scales,
             nodes=nodes,
             iommu=self.choice(top, "iommu", self.source, IOMMU_KINDS),
@@ -310,16 +326,33 @@ class _Parser:
             raise DescriptionError("\n".join(f"{self.source}: {fault}" for fault in self.faults))
         return result
 
+    def cpu(self, item: Any) -> Cpu:
+        keys = {"vendor", "family", "model", "name", "physical_bits", "virtual_bits"}
+        data = self.mapping(item, "cpu", keys)
+        return Cpu(
+            vendor=self.choice(data, "vendor", "cpu", CPU_VENDORS),
+            family=self.integer(data, "family", "cpu", 0, 0xFFFF),
+            model=self.integer(data, "model", "cpu", 0, 0xFFFF),
+            name=self.text(data, "name", "cpu"),
+            physical_bits=self.integer(data, "physical_bits", "cpu", 32, 52),
+            virtual_bits=self.integer(data, "virtual_bits", "cpu", 48, 57),
+        )
+
     def scale(self, scales: Any, name: str) -> Scale:
         data = self.mapping(scales, "scale", set(SCALES)).get(name, {})
         where = f"scale.{name}"
         keys = {"sockets", "cores_per_socket", "threads_per_core", "memory_gib_per_node"}
-        data = self.mapping(data, where, keys)
+        data = self.mapping(data, where, keys, frozenset({"cores_per_l3"}))
+        cores = self.integer(data, "cores_per_socket", where, 1, 256)
+        cores_per_l3 = self.integer(data, "cores_per_l3", where, 1, cores) if "cores_per_l3" in data else cores
+        if cores % cores_per_l3:
+            self.fault(f"{where}.cores_per_l3", cores_per_l3, f"a divisor of cores_per_socket, {cores}")
         return Scale(
             sockets=self.integer(data, "sockets", where, 1, 8),
-            cores_per_socket=self.integer(data, "cores_per_socket", where, 1, 256),
+            cores_per_socket=cores,
             threads_per_core=self.integer(data, "threads_per_core", where, 1, 2),
             memory_gib_per_node=self.integer(data, "memory_gib_per_node", where, 1, 1 << 16),
+            cores_per_l3=cores_per_l3,
         )
 
     def node(self, item: Any, where: str, position: int, top: dict[str, Any]) -> Node:

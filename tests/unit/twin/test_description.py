@@ -56,6 +56,9 @@ def test_every_machine_loads() -> None:
         (["name"], "HGX", "name: 'HGX'"),
         (["iommu"], "smmu", "iommu: 'smmu'; expected dmar"),
         (["color"], "green", "color: unknown"),
+        (["cpu", "vendor"], "Intel", "cpu.vendor: 'Intel'; expected GenuineIntel or AuthenticAMD"),
+        (["cpu", "physical_bits"], 64, "cpu.physical_bits: 64; expected a whole number from 32 to 52"),
+        (["scale", "real", "cores_per_l3"], 5, "scale.real.cores_per_l3: 5; expected a divisor of cores_per_socket"),
         (
             ["scale", "boot", "threads_per_core"],
             4,

@@ -111,6 +111,16 @@ def test_iommu_only_where_the_firmware_has_one() -> None:
     assert [a for a in ARGUMENTS if a not in without] == ["intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
 
 
+def test_amds_iommu_has_a_place_of_its_own() -> None:
+    machine = dataclasses.replace(load("hgx-h200"), iommu="ivrs")
+    arguments = qemu.arguments(machine, Path("/firmware/code.fd"), 2222)
+    assert [a for a in arguments if a not in ARGUMENTS] == [
+        "AMDVI-PCI,id=amdvi,bus=pcie.0,addr=0x1e",
+        "amd-iommu,pci-id=amdvi,dma-remap=on,intremap=on",
+    ]
+    assert not [a for a in arguments if a.startswith("intel-iommu")]
+
+
 def test_wiring_is_handed_to_the_guest() -> None:
     assert values("-fw_cfg") == ["name=opt/topovirt-twin/wiring,file=wiring.json"]
     assert json.loads(qemu.wiring(load("hgx-h200")))["0000:23:00.0"] == 2
