@@ -45,6 +45,14 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Vpd:
+    """Vital product data: the product's name and the read-only fields by keyword."""
+
+    name: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class EndpointKind:
     """What endpoints of one kind have in common."""
 
@@ -60,6 +68,7 @@ class EndpointKind:
     ats: bool
     flr: bool
     native_driver: str  # the driver that holds it on a bare-metal server
+    vpd: Vpd | None = None
 
 
 @dataclass(frozen=True)
@@ -370,7 +379,7 @@ class _Parser:
     def kind(self, item: Any, name: str) -> EndpointKind:
         where = f"devices.{name}"
         keys = {"vendor", "device", "class", "revision", "subsystem", "bars", "link", "ats", "flr", "native_driver"}
-        data = self.mapping(item, where, keys)
+        data = self.mapping(item, where, keys, frozenset({"vpd"}))
         subsystem = self.text(data, "subsystem", where, r"[0-9a-f]{4}:[0-9a-f]{4}")
         vendor, _, device = subsystem.partition(":")
         return EndpointKind(
@@ -386,7 +395,19 @@ class _Parser:
             ats=self.boolean(data, "ats", where),
             flr=self.boolean(data, "flr", where),
             native_driver=self.text(data, "native_driver", where, r"[a-z0-9_-]+"),
+            vpd=self.vpd(data["vpd"], f"{where}.vpd") if "vpd" in data else None,
         )
+
+    def vpd(self, item: Any, where: str) -> Vpd:
+        """Lengths are those that the format can hold; RV is the checksum, which nobody writes by hand."""
+        data = self.mapping(item, where, {"name", "fields"})
+        fields = data.get("fields", {})
+        fields = self.mapping(fields, f"{where}.fields", set(), frozenset(map(str, fields)))
+        for keyword in fields:
+            if not re.fullmatch(r"[A-Z][A-Z0-9]", str(keyword)) or keyword == "RV":
+                self.fault(f"{where}.fields", keyword, "a keyword of two capitals or digits, not RV")
+            self.text(fields, keyword, f"{where}.fields", r"[ -~]{1,255}")
+        return Vpd(self.text(data, "name", where, r"[ -~]{1,255}"), fields)
 
     def bars(self, data: Any, where: str) -> dict[int, int]:
         result: dict[int, int] = {}

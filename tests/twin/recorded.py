@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.twin import description
+from tests.twin import description, vpd
 from tests.twin.addresses import Function, functions, iommu_groups, module_ids
 from tests.twin.config_space import ConfigSpace
 from tests.twin.description import LINK_SPEED_CODES, Endpoint, Igb, Link, Machine, Nvme, Scale
@@ -258,6 +258,8 @@ class _Recorder:
         self.file(f"{path}/driver_override", "(null)")
         self.file(f"{path}/resource", self.resource(function, profile))
         self.file(f"{path}/config", self.config(function, profile))
+        if isinstance(function.device, Endpoint) and function.device.kind.vpd is not None:
+            self.file(f"{path}/vpd", vpd.encode(function.device.kind.vpd))
         link = self.pci_link(function)
         if link is not None:
             self.file(f"{path}/max_link_speed", f"{link.gtps:.1f} GT/s PCIe")
