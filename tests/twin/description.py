@@ -5,7 +5,7 @@
 
 A description is the single source of an emulated server: of its QEMU command line (``qemu.py``), of the config spaces
 of its endpoints (``config_space.py``) and of its recorded tree (``recorded.py``). ``machines/hgx-h200.yml`` shows
-every element.
+the usual elements, ``hgx-a100.yml`` switches below switches, ``hgx-b200.yml`` vital product data.
 """
 
 from __future__ import annotations
