@@ -101,6 +101,37 @@ FACTS = {
         nvswitches="BBBB BBBB NNNN NNNN SSSS SSSS SSSS SSSS",
         module_ids=(2, 4, 1, 3, 7, 5, 6, 8),
     ),
+    "hgx-h200-snc": Facts(
+        gpu="10de:2335 030200",
+        large_bar_gib=256,
+        roles={"gpu": 8, "nic": 9, "nvswitch": 4},
+        switches=8,
+        depth=1,
+        iommu="dmar",
+        cores=96,
+        l3=2,
+        gpu_nodes=[0, 0, 0, 1, 2, 2, 2, 3],
+        gpus="""
+            .NNSSSSS
+            N.NSSSSS
+            NN.SSSSS
+            SSS.SSSS
+            SSSS.NNS
+            SSSSN.NS
+            SSSSNN.S
+            SSSSSSS.""",
+        nics="""
+            INNSSSSSS
+            NINSSSSSS
+            NNISSSSSS
+            SSSNISSSS
+            SSSSSINNS
+            SSSSSNINS
+            SSSSSNNIS
+            SSSSSSSSI""",
+        nvswitches="BBBB NNNN NNNN SSSS SSSS SSSS SSSS SSSS",
+        nodes=4,
+    ),
     "hgx-h100": Facts(
         gpu="10de:2330 030200",
         large_bar_gib=128,
@@ -414,14 +445,23 @@ def published_rows(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
             yield words[0], [LETTERS[word] for word in words[gpus + 1 : gpus + nics + 1]], words[gpus + nics + 1 :]
 
 
-def test_dgx_a100_as_published(machines: dict[tuple[str, str], Seen]) -> None:
-    rows = list(published_rows(capture("topo-m/02_dgx_a100_partial.txt")))
-    seen = machines["hgx-a100", "real"]
+@pytest.mark.parametrize(
+    ("machine", "name", "rows_with_nics", "rows_with_nodes"),
+    [
+        ("hgx-a100", "topo-m/02_dgx_a100_partial.txt", 5, 4),
+        ("hgx-h200-snc", "topo-m/05_h100_or_h200_nps4_uneven_partial.txt", 6, 6),
+    ],
+)
+def test_several_nodes_on_each_socket_as_published(
+    machines: dict[tuple[str, str], Seen], machine: str, name: str, rows_with_nics: int, rows_with_nodes: int
+) -> None:
+    rows = list(published_rows(capture(name)))
+    seen = machines[machine, "real"]
     assert ["".join(letters) for _name, letters, _rest in rows] == seen.classes("nic")[: len(rows)]
     whole = [rest for _name, _letters, rest in rows if len(rest) == 3]
     nodes = {node["id"]: node["cpus"] for node in seen.topology["nodes"]}
     assert [[nodes[node], str(node)] for node in seen.facts.gpu_nodes[: len(whole)]] == [rest[:2] for rest in whole]
-    assert (len(rows), len(whole)) == (5, 4)
+    assert (len(rows), len(whole)) == (rows_with_nics, rows_with_nodes)
 
 
 def test_hgx_h100_as_published(machines: dict[tuple[str, str], Seen]) -> None:
