@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.twin.description import Device, HostBridge, Machine, Switch
+from tests.twin.description import Device, HostBridge, Machine, Slot, Switch
 
 ROOT_BUS = 0
 ROOT_DISK_SLOT = 1
 FIRST_EXPANDER_SLOT = 2  # one pxb-pcie per host bridge, from here on
+AMD_IOMMU_SLOT = 0x1E  # AMD's IOMMU is a PCI function, Intel's is none
 LPC_SLOT = 0x1F  # the south bridge of QEMU's q35 machine
 
 
@@ -48,6 +49,8 @@ def functions(machine: Machine) -> list[Function]:
         Function("rootdisk", "platform", ROOT_BUS, ROOT_DISK_SLOT, 0, ROOT_BUS, None, None),
         Function("lpc", "platform", ROOT_BUS, LPC_SLOT, 0, ROOT_BUS, None, None),
     ]
+    if machine.iommu == "ivrs":
+        result.append(Function("amdvi", "platform", ROOT_BUS, AMD_IOMMU_SLOT, 0, ROOT_BUS, None, None))
     for index, bridge in enumerate(machine.host_bridges):
         slot = FIRST_EXPANDER_SLOT + index
         result.append(Function(f"pxb{index}", "expander", ROOT_BUS, slot, 0, ROOT_BUS, None, None))
@@ -57,30 +60,29 @@ def functions(machine: Machine) -> list[Function]:
 
 def _below(bridge: HostBridge, index: int) -> list[Function]:
     result: list[Function] = []
-    bus = bridge.bus
 
     def add(name: str, kind: str, at: tuple[int, int, int], parent: str | None, **more: object) -> None:
         result.append(Function(name, kind, *at, bridge.bus, bridge.node, parent, **more))  # type: ignore[arg-type]
 
-    for slot, port in enumerate(bridge.ports):
-        root_port = f"rp{index}x{slot}"
-        bus += 1
-        first = bus
-        if isinstance(port, Switch):
-            last = first + 1 + len(port.devices)
-            upstream = f"up{index}x{slot}"
-            add(root_port, "root_port", (bridge.bus, slot, 0), None, secondary=first, subordinate=last)
-            add(upstream, "upstream_port", (first, 0, 0), root_port, secondary=first + 1, subordinate=last)
-            for number, device in enumerate(port.devices):
-                downstream = f"dn{index}x{slot}x{number}"
-                below = first + 2 + number
-                add(downstream, "downstream_port", (first + 1, number, 0), upstream, secondary=below, subordinate=below)
-                add(device.name, "endpoint", (below, 0, 0), downstream, device=device)
-            bus = last
-        else:
-            add(root_port, "root_port", (bridge.bus, slot, 0), None, secondary=first, subordinate=first)
-            for number, device in enumerate(port.devices):
-                add(device.name, "endpoint", (first, 0, number), root_port, device=device)
+    def ports(
+        kind: str, prefix: str, path: str, bus: int, below: tuple[Switch | Slot, ...], parent: str | None
+    ) -> None:
+        """The ports on ``bus``, which is numbered just before what is below them."""
+        first = bus + 1
+        for slot, port in enumerate(below):
+            name = f"{prefix}{path}x{slot}"
+            last = first + port.buses - 1
+            add(name, kind, (bus, slot, 0), parent, secondary=first, subordinate=last)
+            if isinstance(port, Slot):
+                for number, device in enumerate(port.devices):
+                    add(device.name, "endpoint", (first, 0, number), name, device=device)
+            else:
+                upstream = f"up{path}x{slot}"
+                add(upstream, "upstream_port", (first, 0, 0), name, secondary=first + 1, subordinate=last)
+                ports("downstream_port", "dn", f"{path}x{slot}", first + 1, port.ports, upstream)
+            first = last + 1
+
+    ports("root_port", "rp", str(index), bridge.bus, bridge.ports, None)
     return result
 
 
@@ -97,9 +99,11 @@ def module_ids(machine: Machine) -> dict[str, int]:
 def iommu_groups(machine: Machine) -> dict[str, int]:
     """BDF -> IOMMU group as Linux numbers them; empty without an IOMMU.
 
-    A group is what cannot be told apart on the bus: QEMU's root ports have ACS, its switch ports and the functions of
-    one slot have not. Linux numbers groups as it finds devices: the first root bus, then the expanders from the last
-    to the first, all functions of a bus before the buses below.
+    A group is what cannot be told apart on the bus (Linux, drivers/iommu/iommu.c, pci_device_group): a function has a
+    group of its own where every port on its way up redirects peers by ACS, else it is in the group of the bridge above.
+    QEMU's root ports have ACS, its downstream ports and the functions of one slot have not; an upstream port, being
+    the only function of its slot, needs none. Linux numbers groups as it finds devices: the first root bus, then the
+    expanders from the last to the first, all functions of a bus before the buses below.
     """
     if machine.iommu is None:
         return {}
@@ -108,13 +112,16 @@ def iommu_groups(machine: Machine) -> dict[str, int]:
     result: dict[str, int] = {}
     count = 0
 
+    def isolated(port: Function | None) -> bool:
+        return port is None or (port.kind != "downstream_port" and isolated(by_id.get(port.parent or "")))
+
     def visit(bus: int) -> None:
         nonlocal count
         here = [function for function in known if function.bus == bus]
         for function in here:
             above = by_id.get(function.parent or "")
             sibling = f"{function.bdf[:-1]}0"
-            if above is not None and above.kind == "downstream_port":
+            if above is not None and not isolated(above):
                 result[function.bdf] = result[above.bdf]
             elif sibling in result:
                 result[function.bdf] = result[sibling]

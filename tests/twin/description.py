@@ -5,7 +5,7 @@
 
 A description is the single source of an emulated server: of its QEMU command line (``qemu.py``), of the config spaces
 of its endpoints (``config_space.py``) and of its recorded tree (``recorded.py``). ``machines/hgx-h200.yml`` shows
-every element.
+the usual elements, ``hgx-a100.yml`` switches below switches, ``hgx-b200.yml`` vital product data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ MACHINES = Path(__file__).parent / "machines"
 # PCI Express: lane speeds in GT/s and their code in the link registers (PCIe base specification, link capabilities).
 LINK_SPEED_CODES = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
 LINK_WIDTHS = (1, 2, 4, 8, 16)
-IOMMU_KINDS = ("dmar",)
+IOMMU_KINDS = ("dmar", "ivrs")  # by the ACPI table that announces it: Intel's and AMD's
+CPU_VENDORS = ("GenuineIntel", "AuthenticAMD")
 NETWORKS = ("management", "none")
 SCALES = ("real", "boot")
 
@@ -44,6 +45,14 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Vpd:
+    """Vital product data: the product's name and the read-only fields by keyword."""
+
+    name: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class EndpointKind:
     """What endpoints of one kind have in common."""
 
@@ -59,6 +68,7 @@ class EndpointKind:
     ats: bool
     flr: bool
     native_driver: str  # the driver that holds it on a bare-metal server
+    vpd: Vpd | None = None
 
 
 @dataclass(frozen=True)
@@ -92,17 +102,34 @@ Device = Endpoint | Nvme | Igb
 
 
 @dataclass(frozen=True)
-class Switch:
-    """A PCIe switch below a root port, one device below each downstream port."""
+class Slot:
+    """One slot below a root port or a downstream port; its devices are functions 0, 1 ... of one card."""
 
     devices: tuple[Device, ...]
+
+    @property
+    def buses(self) -> int:
+        """How many bus numbers it takes, from the bus that it is on."""
+        return 1
+
+    def slots(self) -> Iterator[Slot]:
+        yield self
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One slot below a root port; its devices are functions 0, 1 ... of one card."""
+class Switch:
+    """A PCIe switch below a root port or a downstream port of another switch: what each of its downstream ports has."""
 
-    devices: tuple[Device, ...]
+    ports: tuple[Switch | Slot, ...]
+
+    @property
+    def buses(self) -> int:
+        """The bus of its upstream port, the bus inside, and what is below."""
+        return 2 + sum(port.buses for port in self.ports)
+
+    def slots(self) -> Iterator[Slot]:
+        for port in self.ports:
+            yield from port.slots()
 
 
 @dataclass(frozen=True)
@@ -127,6 +154,7 @@ class Scale:
     cores_per_socket: int
     threads_per_core: int
     memory_gib_per_node: int
+    cores_per_l3: int
 
     @property
     def cpus(self) -> int:
@@ -134,28 +162,46 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Cpu:
+    """The CPU that the server is sold with; booted, it is the emulated one (``qemu.py``)."""
+
+    vendor: str  # one of CPU_VENDORS
+    family: int
+    model: int
+    name: str
+    physical_bits: int
+    virtual_bits: int
+
+
+@dataclass(frozen=True)
 class Machine:
     name: str
     title: str
     variant: str | None
+    cpu: Cpu
     scales: Mapping[str, Scale]
     nodes: tuple[Node, ...]
     iommu: str | None  # one of IOMMU_KINDS, None when the firmware offers none
     switch_link: Link
     host_bridges: tuple[HostBridge, ...]
 
-    def devices(self) -> Iterator[Device]:
-        """Every device in the order of the description."""
+    def slots(self) -> Iterator[Slot]:
+        """Every slot in the order of the description."""
         for bridge in self.host_bridges:
             for port in bridge.ports:
-                yield from port.devices
+                yield from port.slots()
+
+    def devices(self) -> Iterator[Device]:
+        """Every device in the order of the description."""
+        for slot in self.slots():
+            yield from slot.devices
 
     def endpoints(self) -> Iterator[Endpoint]:
         return (device for device in self.devices() if isinstance(device, Endpoint))
 
 
 def _without_iommu(machine: Machine) -> Machine:
-    """The same server with VT-d switched off in the firmware's setup."""
+    """The same server with its IOMMU switched off in the firmware's setup."""
     return dataclasses.replace(machine, iommu=None)
 
 
@@ -254,7 +300,7 @@ class _Parser:
         return int(value, 16) if re.fullmatch(r"[0-9a-f]+", value) else 0
 
     def machine(self, data: Any) -> Machine:
-        required = {"schema", "name", "title", "scale", "nodes", "iommu", "devices", "switch", "host_bridges"}
+        required = {"schema", "name", "title", "cpu", "scale", "nodes", "iommu", "devices", "switch", "host_bridges"}
         top = self.mapping(data, self.source, required)
         if top.get("schema", 1) != 1:
             self.fault("schema", top["schema"], "1")
@@ -278,6 +324,7 @@ class _Parser:
             name=self.text(top, "name", self.source, r"[a-z0-9][a-z0-9-]*"),
             title=self.text(top, "title", self.source),
             variant=None,
+            cpu=self.cpu(top.get("cpu")),
             scales=scales,
             nodes=nodes,
             iommu=self.choice(top, "iommu", self.source, IOMMU_KINDS),
@@ -288,16 +335,33 @@ class _Parser:
             raise DescriptionError("\n".join(f"{self.source}: {fault}" for fault in self.faults))
         return result
 
+    def cpu(self, item: Any) -> Cpu:
+        keys = {"vendor", "family", "model", "name", "physical_bits", "virtual_bits"}
+        data = self.mapping(item, "cpu", keys)
+        return Cpu(
+            vendor=self.choice(data, "vendor", "cpu", CPU_VENDORS),
+            family=self.integer(data, "family", "cpu", 0, 0xFFFF),
+            model=self.integer(data, "model", "cpu", 0, 0xFFFF),
+            name=self.text(data, "name", "cpu"),
+            physical_bits=self.integer(data, "physical_bits", "cpu", 32, 52),
+            virtual_bits=self.integer(data, "virtual_bits", "cpu", 48, 57),
+        )
+
     def scale(self, scales: Any, name: str) -> Scale:
         data = self.mapping(scales, "scale", set(SCALES)).get(name, {})
         where = f"scale.{name}"
         keys = {"sockets", "cores_per_socket", "threads_per_core", "memory_gib_per_node"}
-        data = self.mapping(data, where, keys)
+        data = self.mapping(data, where, keys, frozenset({"cores_per_l3"}))
+        cores = self.integer(data, "cores_per_socket", where, 1, 256)
+        cores_per_l3 = self.integer(data, "cores_per_l3", where, 1, cores) if "cores_per_l3" in data else cores
+        if cores % cores_per_l3:
+            self.fault(f"{where}.cores_per_l3", cores_per_l3, f"a divisor of cores_per_socket, {cores}")
         return Scale(
             sockets=self.integer(data, "sockets", where, 1, 8),
-            cores_per_socket=self.integer(data, "cores_per_socket", where, 1, 256),
+            cores_per_socket=cores,
             threads_per_core=self.integer(data, "threads_per_core", where, 1, 2),
             memory_gib_per_node=self.integer(data, "memory_gib_per_node", where, 1, 1 << 16),
+            cores_per_l3=cores_per_l3,
         )
 
     def node(self, item: Any, where: str, position: int, top: dict[str, Any]) -> Node:
@@ -315,7 +379,7 @@ class _Parser:
     def kind(self, item: Any, name: str) -> EndpointKind:
         where = f"devices.{name}"
         keys = {"vendor", "device", "class", "revision", "subsystem", "bars", "link", "ats", "flr", "native_driver"}
-        data = self.mapping(item, where, keys)
+        data = self.mapping(item, where, keys, frozenset({"vpd"}))
         subsystem = self.text(data, "subsystem", where, r"[0-9a-f]{4}:[0-9a-f]{4}")
         vendor, _, device = subsystem.partition(":")
         return EndpointKind(
@@ -331,7 +395,19 @@ class _Parser:
             ats=self.boolean(data, "ats", where),
             flr=self.boolean(data, "flr", where),
             native_driver=self.text(data, "native_driver", where, r"[a-z0-9_-]+"),
+            vpd=self.vpd(data["vpd"], f"{where}.vpd") if "vpd" in data else None,
         )
+
+    def vpd(self, item: Any, where: str) -> Vpd:
+        """Lengths are those that the format can hold; RV is the checksum, which nobody writes by hand."""
+        data = self.mapping(item, where, {"name", "fields"})
+        fields = data.get("fields", {})
+        fields = self.mapping(fields, f"{where}.fields", set(), frozenset(map(str, fields)))
+        for keyword in fields:
+            if not re.fullmatch(r"[A-Z][A-Z0-9]", str(keyword)) or keyword == "RV":
+                self.fault(f"{where}.fields", keyword, "a keyword of two capitals or digits, not RV")
+            self.text(fields, keyword, f"{where}.fields", r"[ -~]{1,255}")
+        return Vpd(self.text(data, "name", where, r"[ -~]{1,255}"), fields)
 
     def bars(self, data: Any, where: str) -> dict[int, int]:
         result: dict[int, int] = {}
@@ -374,8 +450,15 @@ class _Parser:
         limit = 32 if key == "switch" else 8
         if len(entries) > limit:
             self.fault(f"{where}.{key}", f"{len(entries)} devices", f"{limit} at most")
-        devices = tuple(self.device(entry, f"{where}.{key}[{i}]") for i, entry in enumerate(entries))
-        return Switch(devices) if key == "switch" else Slot(devices)
+        if key == "functions":
+            return Slot(tuple(self.device(entry, f"{where}.{key}[{i}]") for i, entry in enumerate(entries)))
+        return Switch(tuple(self.downstream(entry, f"{where}.{key}[{i}]") for i, entry in enumerate(entries)))
+
+    def downstream(self, item: Any, where: str) -> Switch | Slot:
+        """What is below a downstream port: a device alone needs no list of functions."""
+        if isinstance(item, dict) and item.keys() & {"switch", "functions"}:
+            return self.port(item, where)
+        return Slot((self.device(item, where),))
 
     def device(self, item: Any, where: str) -> Device:
         result: Device
@@ -419,7 +502,7 @@ class _Parser:
         """Each root bus must leave room for the buses that the firmware numbers below it."""
         limits = [bridge.bus for bridge in bridges[1:]] + [0x100]
         for index, (bridge, limit) in enumerate(zip(bridges, limits, strict=False)):
-            last = bridge.bus + sum(2 + len(port.devices) if isinstance(port, Switch) else 1 for port in bridge.ports)
+            last = bridge.bus + sum(port.buses for port in bridge.ports)
             if last >= limit:
                 self.fault(
                     f"host_bridges[{index}].bus",
@@ -427,7 +510,12 @@ class _Parser:
                     f"ascending, with room up to bus {last:#04x} below it",
                 )
         management = [
-            d for b in bridges for p in b.ports for d in p.devices if isinstance(d, Igb) and d.network == "management"
+            device
+            for bridge in bridges
+            for port in bridge.ports
+            for slot in port.slots()
+            for device in slot.devices
+            if isinstance(device, Igb) and device.network == "management"
         ]
         if len(management) != 1:
             self.fault(

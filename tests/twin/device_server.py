@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.twin.config_space import SIZE as CONFIG_SIZE
 from tests.twin.config_space import ConfigSpace
-from tests.twin.description import Endpoint, Slot, load
+from tests.twin.description import Endpoint, load
 
 HEADER = struct.Struct("<HHIII")  # message id, command, size with header, flags, error number
 REGION = struct.Struct("<QII")  # offset, region, count
@@ -160,10 +160,9 @@ def serve(selector: selectors.BaseSelector) -> None:
 def devices_of(machine_name: str) -> dict[str, Device]:
     """A device for each inert endpoint of the description."""
     return {
-        device.name: Device(device, isinstance(port, Slot) and len(port.devices) > 1)
-        for bridge in load(machine_name).host_bridges
-        for port in bridge.ports
-        for device in port.devices
+        device.name: Device(device, multifunction=len(slot.devices) > 1)
+        for slot in load(machine_name).slots()
+        for device in slot.devices
         if isinstance(device, Endpoint)
     }
 

@@ -10,11 +10,13 @@ otherwise puts them on any bus with a free slot, a pxb included, and may fail.
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.twin.addresses import FIRST_EXPANDER_SLOT, ROOT_DISK_SLOT, module_ids
-from tests.twin.description import Device, Endpoint, HostBridge, Igb, Link, Machine, Nvme, Switch
+from tests.twin.addresses import AMD_IOMMU_SLOT, FIRST_EXPANDER_SLOT, ROOT_DISK_SLOT, module_ids
+from tests.twin.description import Device, Endpoint, HostBridge, Igb, Link, Machine, Nvme, Slot, Switch
 
 ROOT_DISK = "root.qcow2"
 FIRMWARE_VARIABLES = "firmware-variables.fd"
@@ -76,6 +78,10 @@ def arguments(machine: Machine, ovmf_code: Path, ssh_port: int) -> list[str]:
     result += ["-fw_cfg", f"name={WIRING_KEY},file={WIRING}"]
     if machine.iommu == "dmar":
         result += ["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
+    elif machine.iommu == "ivrs":
+        # Without a place of its own QEMU puts the function into the first free slot.
+        result += ["-device", f"AMDVI-PCI,id=amdvi,bus=pcie.0,addr={AMD_IOMMU_SLOT:#x}"]
+        result += ["-device", "amd-iommu,pci-id=amdvi,dma-remap=on,intremap=on"]
     for index, bridge in enumerate(machine.host_bridges):
         result += _host_bridge(machine, bridge, index)
     return result
@@ -140,18 +146,42 @@ def _host_bridge(machine: Machine, bridge: HostBridge, index: int) -> list[str]:
             f"pcie-root-port,id=rp{name},bus={pxb},addr={number:#x},chassis={index},slot={number},{link},hotplug=off",
         ]
         if isinstance(port, Switch):
-            result += ["-device", f"cxl-upstream,id=up{name},bus=rp{name},{link}"]
-            for below, device in enumerate(port.devices):
-                downstream = f"dn{name}x{below}"
-                place = f"addr={below:#x},chassis={0x10 * (index + 1) + number},slot={below}"
-                result += ["-device", f"cxl-downstream,id={downstream},bus=up{name},{place},{link},hotplug=off"]
-                result += _device(machine, device, {"bus": downstream, "addr": "0"})
+            result += _switch(machine, port, name, f"rp{name}", 0x10 * (index + 1) + number, itertools.count())
         else:
-            for function, device in enumerate(port.devices):
-                place_in_slot: dict[str, str | bool] = {"bus": f"rp{name}", "addr": f"0.{function}"}
-                if len(port.devices) > 1:
-                    place_in_slot["multifunction"] = True
-                result += _device(machine, device, place_in_slot)
+            result += _functions(machine, port, f"rp{name}")
+    return result
+
+
+def _switch(
+    machine: Machine, switch: Switch, name: str, bus: str, chassis: int, physical_slots: Iterator[int]
+) -> list[str]:
+    """A switch and all below it.
+
+    :param physical_slots: numbers that no port of this chassis has yet.
+    """
+    link = _link(machine.switch_link)
+    result = ["-device", f"cxl-upstream,id=up{name},bus={bus},{link}"]
+    numbers = [next(physical_slots) for _port in switch.ports]
+    for below, port in enumerate(switch.ports):
+        downstream = f"dn{name}x{below}"
+        place = f"addr={below:#x},chassis={chassis},slot={numbers[below]}"
+        result += ["-device", f"cxl-downstream,id={downstream},bus=up{name},{place},{link},hotplug=off"]
+        if isinstance(port, Switch):
+            result += _switch(machine, port, f"{name}x{below}", downstream, chassis, physical_slots)
+        elif len(port.devices) == 1:
+            result += _device(machine, port.devices[0], {"bus": downstream, "addr": "0"})
+        else:
+            result += _functions(machine, port, downstream)
+    return result
+
+
+def _functions(machine: Machine, slot: Slot, bus: str) -> list[str]:
+    result = []
+    for function, device in enumerate(slot.devices):
+        place: dict[str, str | bool] = {"bus": bus, "addr": f"0.{function}"}
+        if len(slot.devices) > 1:
+            place["multifunction"] = True
+        result += _device(machine, device, place)
     return result
 
 

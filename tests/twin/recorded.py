@@ -17,10 +17,11 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.twin import description, vpd
 from tests.twin.addresses import Function, functions, iommu_groups, module_ids
 from tests.twin.config_space import ConfigSpace
-from tests.twin.description import LINK_SPEED_CODES, Endpoint, Igb, Link, Machine, Nvme, Scale, Slot
-from tests.twin.qemu import mac_address
+from tests.twin.description import LINK_SPEED_CODES, Endpoint, Igb, Link, Machine, Nvme, Scale
+from tests.twin.qemu import PHYS_BITS, mac_address
 
 DRIVERS = ("native", "vfio")
 GRUB_DEFAULTS = Path(__file__).parent / "images" / "host" / "files" / "etc" / "default" / "grub"
@@ -38,6 +39,8 @@ IO_BAR = 0x40101
 MEMORY_BAR = 0x40200
 MEMORY_64 = 0x140204
 MEMORY_64_PREFETCH = 0x14220C
+
+BOOTED_CPU = description.Cpu("AuthenticAMD", 23, 49, "AMD EPYC-Rome Processor", PHYS_BITS, 48)  # of qemu.CPU
 
 # How much of a node's memory is left after what firmware and kernel keep.
 USABLE_SHARE = 0.98
@@ -72,6 +75,7 @@ _BUILT_IN = {
         driver="virtio-pci",
     ),
     "lpc": Profile(0x8086, 0x2918, 0x060100, 2, header_type=0x80),
+    "amdvi": Profile(0x1022, 0x1419, 0x080600),  # from QEMU's hw/i386/amd_iommu.c, not yet read from a booted server
     "expander": Profile(0x1B36, 0x000B, 0x060000),
     "root_port": Profile(
         *(0x1B36, 0x000C, 0x060400, 0, (0x1B36, 0x0000), {0: (0x1000, MEMORY_BAR)}, 4, "", "pcieport", 1),
@@ -80,18 +84,7 @@ _BUILT_IN = {
         *(0x19E5, 0xA128, 0x060400, 0, (0x0000, 0x0000), {0: (0x10000, MEMORY_64)}, 5, "flr bus", "pcieport", 1),
     ),
     "downstream_port": Profile(
-        *(
-            0x19E5,
-            0xA129,
-            0x060400,
-            0,
-            (0x0000, 0x0000),
-            {0: (0x10000, MEMORY_64)},
-            6,
-            "flr bus cxl_bus",
-            "pcieport",
-            1,
-        ),
+        *(0x19E5, 0xA129, 0x060400, 0, (0x0000, 0x0000), {0: (0x10000, MEMORY_64)}, 6, "flr bus", "pcieport", 1),
     ),
     "nvme": Profile(0x1B36, 0x0010, 0x010802, 2, bars={0: (0x4000, MEMORY_64)}, port=0, resets="flr", driver="nvme"),
     "igb": Profile(
@@ -148,6 +141,7 @@ class Cpu:
     core: int  # within the socket
     thread: int
     node: int
+    l3: int
 
 
 def cpus_of(machine: Machine, scale: Scale, interleaved: bool) -> list[Cpu]:
@@ -160,7 +154,7 @@ def cpus_of(machine: Machine, scale: Scale, interleaved: bool) -> list[Cpu]:
         socket, core_in_socket = divmod(core, scale.cores_per_socket)
         nodes = [node.id for node in machine.nodes if node.socket == socket]
         node = nodes[core_in_socket * len(nodes) // scale.cores_per_socket]
-        result.append(Cpu(number, socket, core_in_socket, thread, node))
+        result.append(Cpu(number, socket, core_in_socket, thread, node, core // scale.cores_per_l3))
     return result
 
 
@@ -171,6 +165,7 @@ class _Recorder:
         self.real = scale == "real"
         self.scale = machine.scales[scale]
         self.vfio = drivers == "vfio"
+        self.model = machine.cpu if self.real else BOOTED_CPU
         self.cpus = cpus_of(machine, self.scale, interleaved=self.real)
         self.functions = functions(machine)
         self.by_id = {function.id: function for function in self.functions}
@@ -263,6 +258,8 @@ class _Recorder:
         self.file(f"{path}/driver_override", "(null)")
         self.file(f"{path}/resource", self.resource(function, profile))
         self.file(f"{path}/config", self.config(function, profile))
+        if isinstance(function.device, Endpoint) and function.device.kind.vpd is not None:
+            self.file(f"{path}/vpd", vpd.encode(function.device.kind.vpd))
         link = self.pci_link(function)
         if link is not None:
             self.file(f"{path}/max_link_speed", f"{link.gtps:.1f} GT/s PCIe")
@@ -292,21 +289,16 @@ class _Recorder:
         return self.machine.switch_link if function.kind.endswith("_port") else None
 
     def resets(self, function: Function, profile: Profile) -> str:
-        """Reset methods of a device, in Linux's order; it offers the bus reset for function 0 only."""
-        if function.device is None:
-            return profile.resets
+        """Reset methods, in Linux's order; it offers the bus reset to function 0 of a device only."""
         words = [profile.resets] if profile.resets else []
-        if function.function == 0:
+        if function.device is not None and function.function == 0:
             words.append("bus")
-        if function.parent is not None and self.by_id[function.parent].kind == "downstream_port":
+        if function.parent is not None and self.by_id[function.parent].kind in ("upstream_port", "downstream_port"):
             words.append("cxl_bus")  # the emulated switch is a CXL switch
         return " ".join(words)
 
     def multifunction(self, function: Function) -> bool:
-        ports = [port for bridge in self.machine.host_bridges for port in bridge.ports]
-        return any(
-            isinstance(port, Slot) and len(port.devices) > 1 and function.device in port.devices for port in ports
-        )
+        return any(len(slot.devices) > 1 and function.device in slot.devices for slot in self.machine.slots())
 
     def resource(self, function: Function, profile: Profile) -> str:
         lines = []
@@ -411,53 +403,36 @@ class _Recorder:
             path = f"sys/devices/system/cpu/cpu{cpu.number}"
             package = [other.number for other in self.cpus if other.socket == cpu.socket]
             core = [other.number for other in self.cpus if (other.socket, other.core) == (cpu.socket, cpu.core)]
+            cache = [other.number for other in self.cpus if other.l3 == cpu.l3]
             self.file(f"{path}/topology/physical_package_id", cpu.socket)
             # An AMD kernel counts dies through the machine, an Intel one within the package.
-            self.file(f"{path}/topology/die_id", 0 if self.real else cpu.socket)
+            self.file(f"{path}/topology/die_id", cpu.socket if self.model.vendor == "AuthenticAMD" else 0)
             self.file(f"{path}/topology/core_id", cpu.core)
             self.file(f"{path}/topology/thread_siblings_list", cpulist(core))
             self.file(f"{path}/topology/core_siblings_list", cpulist(package))
-            self.file(f"{path}/cache/index3/id", cpu.socket)
+            self.file(f"{path}/cache/index3/id", cpu.l3)
             self.file(f"{path}/cache/index3/level", 3)
             self.file(f"{path}/cache/index3/type", "Unified")
-            self.file(f"{path}/cache/index3/shared_cpu_list", cpulist(package))
+            self.file(f"{path}/cache/index3/shared_cpu_list", cpulist(cache))
             self.link(f"{path}/node{cpu.node}", f"sys/devices/system/node/node{cpu.node}")
         self.file("proc/cpuinfo", "\n\n".join(self.cpuinfo(cpu) for cpu in self.cpus) + "\n")
 
     def cpuinfo(self, cpu: Cpu) -> str:
-        """A paragraph of /proc/cpuinfo; at real scale the CPU that such a server is sold with."""
-        if self.real:
-            model = (
-                "GenuineIntel",
-                6,
-                207,
-                "INTEL(R) XEON(R) PLATINUM 8568Y+",
-                "lm ht vmx",
-                "46 bits physical, 57 bits virtual",
-            )
-        else:
-            model = (
-                "AuthenticAMD",
-                23,
-                49,
-                "AMD EPYC-Rome Processor",
-                "lm ht svm",
-                "48 bits physical, 48 bits virtual",
-            )
-        vendor, family, number, name, flags, sizes = model
+        """A paragraph of /proc/cpuinfo."""
+        model = self.model
         return "\n".join(
             [
                 f"processor\t: {cpu.number}",
-                f"vendor_id\t: {vendor}",
-                f"cpu family\t: {family}",
-                f"model\t\t: {number}",
-                f"model name\t: {name}",
+                f"vendor_id\t: {model.vendor}",
+                f"cpu family\t: {model.family}",
+                f"model\t\t: {model.model}",
+                f"model name\t: {model.name}",
                 f"physical id\t: {cpu.socket}",
                 f"siblings\t: {self.scale.cores_per_socket * self.scale.threads_per_core}",
                 f"core id\t\t: {cpu.core}",
                 f"cpu cores\t: {self.scale.cores_per_socket}",
-                f"flags\t\t: {flags}",
-                f"address sizes\t: {sizes}",
+                f"flags\t\t: lm ht {'svm' if model.vendor == 'AuthenticAMD' else 'vmx'}",
+                f"address sizes\t: {model.physical_bits} bits physical, {model.virtual_bits} bits virtual",
             ]
         )
 
@@ -484,8 +459,9 @@ class _Recorder:
 
     def system(self) -> None:
         self.directory("sys/firmware/efi")
-        if self.machine.iommu == "dmar":
-            self.file("sys/firmware/acpi/tables/DMAR", b"DMAR")
+        if self.machine.iommu is not None:
+            table = self.machine.iommu.upper()
+            self.file(f"sys/firmware/acpi/tables/{table}", table.encode())
         words = re.search(r'^GRUB_CMDLINE_LINUX="(.*)"$', GRUB_DEFAULTS.read_text(encoding="utf-8"), re.MULTILINE)
         base = words[1] if words else ""
         self.file("proc/cmdline", f"BOOT_IMAGE=/boot/vmlinuz-{KERNEL} root=UUID={ROOT_UUID} ro {base} quiet")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Bar, Link, Node, PciFunction
@@ -79,7 +79,8 @@ def read_functions(tree: Tree, nodes: List[Node]) -> Tuple[List[PciFunction], Di
 
     Roles, uses and module ids are not known here: they are ``None`` and empty.
     """
-    places = sorted(filter(None, (_place(tree, name) for name in tree.names(DEVICES))), key=lambda p: bdf_key(p.bdf))
+    listed = frozenset(tree.names(DEVICES))
+    places = sorted(filter(None, (_place(tree, name, listed) for name in listed)), key=lambda p: bdf_key(p.bdf))
     parents = {place.parent for place in places}
     names = _children_names(tree)
     functions: Dict[str, PciFunction] = {}
@@ -97,7 +98,7 @@ def read_functions(tree: Tree, nodes: List[Node]) -> Tuple[List[PciFunction], Di
     return list(functions.values()), {place.bdf: place.path for place in places}
 
 
-def _place(tree: Tree, name: str) -> Optional[_Place]:
+def _place(tree: Tree, name: str, listed: FrozenSet[str]) -> Optional[_Place]:
     target = tree.link(f"{DEVICES}/{name}")
     if target is None or not BDF.match(name):
         return None
@@ -112,7 +113,8 @@ def _place(tree: Tree, name: str) -> Optional[_Place]:
         host_bridge=parts[root][len("pci") :],
         root_path="/".join(["sys", *parts[: root + 1]]),
         ancestors=tuple(above),
-        parent=parts[-2] if BDF.match(parts[-2]) else None,
+        # A bridge that is on the path but not listed (being removed, or left out of a recording) cannot be a parent.
+        parent=next((part for part in parts[-2:root:-1] if part in listed), None),
     )
 
 

@@ -56,6 +56,9 @@ def test_every_machine_loads() -> None:
         (["name"], "HGX", "name: 'HGX'"),
         (["iommu"], "smmu", "iommu: 'smmu'; expected dmar"),
         (["color"], "green", "color: unknown"),
+        (["cpu", "vendor"], "Intel", "cpu.vendor: 'Intel'; expected GenuineIntel or AuthenticAMD"),
+        (["cpu", "physical_bits"], 64, "cpu.physical_bits: 64; expected a whole number from 32 to 52"),
+        (["scale", "real", "cores_per_l3"], 5, "scale.real.cores_per_l3: 5; expected a divisor of cores_per_socket"),
         (
             ["scale", "boot", "threads_per_core"],
             4,
@@ -68,6 +71,23 @@ def test_every_machine_loads() -> None:
         (["devices", "h200", "bars", 2], "200GiB", "devices.h200.bars.2: '200GiB'; expected a power of two"),
         (["devices", "h200", "link"], [7, 16], "devices.h200.link: [7, 16]"),
         (["devices", "cx7", "ats"], "no", "devices.cx7.ats: 'no'; expected true or false"),
+        (["devices", "cx7", "vpd"], {"fields": {}}, "devices.cx7.vpd.name: missing"),
+        (
+            ["devices", "cx7", "vpd"],
+            {"name": "x", "fields": {"va": "a"}},
+            "devices.cx7.vpd.fields: 'va'; expected a key",
+        ),
+        (
+            ["devices", "cx7", "vpd"],
+            {"name": "x", "fields": {"RV": "a"}},
+            "devices.cx7.vpd.fields: 'RV'; expected a key",
+        ),
+        (["devices", "cx7", "vpd"], {"name": "x", "fields": {"VA": "a" * 256}}, "devices.cx7.vpd.fields.VA: 'aaa"),
+        (
+            ["devices", "cx7", "vpd"],
+            {"name": "x", "fields": ["VA"]},
+            "devices.cx7.vpd.fields: ['VA']; expected a mapping",
+        ),
         (["host_bridges", 1, "bus"], 0x25, "host_bridges[0].bus: '0x20'; expected ascending, with room up to bus 0x29"),
         (["host_bridges", 0, "node"], 5, "host_bridges[0].node: 5; expected a whole number from 0 to 1"),
         (

@@ -1,20 +1,21 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The QEMU command line of the reference machine."""
+"""The QEMU command line of the reference machine, and what must hold for that of every machine."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.twin import qemu
-from tests.twin.description import Igb, load
+from tests.twin.description import Igb, load, names
 
 ARGUMENTS = qemu.arguments(load("hgx-h200"), Path("/firmware/code.fd"), 2222)
 PAIRS = list(itertools.pairwise(ARGUMENTS))
@@ -24,9 +25,9 @@ def values(option: str) -> list[str]:
     return [value for name, value in PAIRS if name == option]
 
 
-def devices() -> list[dict[str, Any]]:
+def devices(arguments: list[str] = ARGUMENTS) -> list[dict[str, Any]]:
     found = []
-    for text in values("-device"):
+    for text in (value for name, value in itertools.pairwise(arguments) if name == "-device"):
         if text.startswith("{"):
             found.append(json.loads(text))
         else:
@@ -62,13 +63,30 @@ def test_host_bridges_with_bus_and_node() -> None:
     ]
 
 
-def test_every_device_says_where_it_is_and_that_place_exists() -> None:
-    known = {"pcie.0"} | {device["id"] for device in devices() if "id" in device}
-    for device in devices():
-        if device["driver"] != "intel-iommu":
-            assert device["bus"] in known, device
-    places = [(d["bus"], d.get("addr", "0")) for d in devices() if d["driver"] not in ("intel-iommu", "cxl-upstream")]
+@pytest.mark.parametrize("machine", names())
+def test_every_device_says_where_it_is_and_that_place_exists(machine: str) -> None:
+    found = devices(qemu.arguments(load(machine), Path("code.fd"), 1))
+    known = {"pcie.0"}
+    for device in found:
+        if not device["driver"].endswith("-iommu"):
+            assert device["bus"] in known, f"{device}: QEMU makes devices in this order"
+        known.add(device.get("id", ""))
+    places = [(d["bus"], d.get("addr", "0")) for d in found if not d["driver"].endswith(("-iommu", "-upstream"))]
     assert len(set(places)) == len(places), "no two devices in one place"
+    slots = [(int(device["chassis"]), int(device["slot"])) for device in found if "slot" in device]
+    assert len(set(slots)) == len(slots), "no two ports are one physical slot"
+    # One byte in QEMU; 13 bits of the slot capabilities (PCI Express Base Specification).
+    assert max(chassis for chassis, _slot in slots) < 1 << 8 and max(slot for _chassis, slot in slots) < 1 << 13
+
+
+@pytest.mark.parametrize("machine", names())
+def test_nodes_have_all_cpus_and_memory_between_them(machine: str) -> None:
+    arguments = qemu.arguments(load(machine), Path("code.fd"), 1)
+    cpus = [re.search(r"cpus=(\d+)-(\d+)", value) for value in arguments if value.startswith("node,")]
+    covered = [cpu for match in cpus if match for cpu in range(int(match[1]), int(match[2]) + 1)]
+    assert sorted(covered) == list(range(int(arguments[arguments.index("-smp") + 1].split(",")[0])))
+    sizes = [int(size) for value in arguments for size in re.findall(r"^memory-backend.*,size=(\d+)G", value)]
+    assert arguments[arguments.index("-m") + 1] == f"{sum(sizes)}G"
 
 
 def test_ports_show_the_link_of_the_description() -> None:
@@ -109,6 +127,16 @@ def test_iommu_only_where_the_firmware_has_one() -> None:
     ]
     without = qemu.arguments(load("hgx-h200", "no-iommu"), Path("/firmware/code.fd"), 2222)
     assert [a for a in ARGUMENTS if a not in without] == ["intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
+
+
+def test_amds_iommu_has_a_place_of_its_own() -> None:
+    machine = dataclasses.replace(load("hgx-h200"), iommu="ivrs")
+    arguments = qemu.arguments(machine, Path("/firmware/code.fd"), 2222)
+    assert [a for a in arguments if a not in ARGUMENTS] == [
+        "AMDVI-PCI,id=amdvi,bus=pcie.0,addr=0x1e",
+        "amd-iommu,pci-id=amdvi,dma-remap=on,intremap=on",
+    ]
+    assert not [a for a in arguments if a.startswith("intel-iommu")]
 
 
 def test_wiring_is_handed_to_the_guest() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import glob
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology import capture
 
-from tests.twin import agreement, collector, recorded
+from tests.twin import addresses, agreement, collector, recorded
 from tests.twin.config_space import ConfigSpace
 from tests.twin.description import load
 
@@ -61,6 +62,27 @@ def test_real_scale(tmp_path: Path) -> None:
     assert (tmp_path / "tree/sys/devices/system/node/node1/cpulist").read_text() == "48-95,144-191\n"
     siblings = tmp_path / "tree/sys/devices/system/cpu/cpu47/topology/thread_siblings_list"
     assert siblings.read_text() == "47,143\n"
+
+
+def test_an_amd_server(tmp_path: Path) -> None:
+    """Its IOMMU is a function of the root bus and has another ACPI table; its sockets have several L3 caches."""
+    cpu = dataclasses.replace(MACHINE.cpu, vendor="AuthenticAMD")
+    scale = dataclasses.replace(MACHINE.scales["real"], cores_per_l3=8)
+    machine = dataclasses.replace(MACHINE, iommu="ivrs", cpu=cpu, scales={**MACHINE.scales, "real": scale})
+    root = tmp_path / "tree"
+    recorded.record(machine, root, "real")
+    assert [path.name for path in (root / "sys/firmware/acpi/tables").iterdir()] == ["IVRS"]
+    iommu = root / "sys/bus/pci/devices/0000:00:1e.0"
+    assert [(iommu / name).read_text() for name in ("vendor", "class")] == ["0x1022\n", "0x080600\n"]
+    assert (iommu / "iommu_group").is_symlink()
+    assert {bdf for bdf in addresses.iommu_groups(machine) if bdf not in addresses.iommu_groups(MACHINE)} == {
+        "0000:00:1e.0"
+    }
+    cpu63 = root / "sys/devices/system/cpu/cpu63"
+    assert (cpu63 / "cache/index3/id").read_text() == "7\n", "the eighth of twelve"
+    assert (cpu63 / "cache/index3/shared_cpu_list").read_text() == "56-63,152-159\n"
+    assert (cpu63 / "topology/die_id").read_text() == "1\n"
+    assert "svm" in (root / "proc/cpuinfo").read_text()
 
 
 def test_devices_with_vfio(tmp_path: Path) -> None:

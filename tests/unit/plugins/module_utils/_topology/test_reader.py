@@ -249,6 +249,17 @@ def test_a_circle_of_capabilities_ends(tmp_path: Path) -> None:
     assert function(read_topology(tmp_path), "0000:20:00.0")["kind"] == "root_port"
 
 
+def test_a_bridge_that_is_not_listed_is_nobodys_parent(tmp_path: Path) -> None:
+    machine = two_level_machine(tmp_path)
+    for bdf in ("0000:24:00.0", "0000:90:00.0"):
+        (tmp_path / "sys/bus/pci/devices" / bdf).unlink()
+    topology = read_topology(tmp_path)
+    parents = {item["bdf"]: item["parent"] for item in topology["pci"]}
+    assert (parents["0000:25:00.0"], parents["0000:91:00.0"]) == ("0000:23:00.0", None)
+    assert set(parents.values()) <= {None, *parents}
+    assert machine.paths["0000:25:00.0"].endswith("0000:24:00.0/0000:25:00.0")
+
+
 def test_node_is_own_then_the_nearest_ancestors_then_the_root_buss_then_unknown(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.node(0, "0-3", "10 21")
