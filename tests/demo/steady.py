@@ -4,9 +4,9 @@
 """Wait until guests answer; reset those that the emulated CPU has hung.
 
 KVM inside the emulated server runs on a CPU that QEMU emulates, with its virtualization extension; there guests hang
-while they start, see "A fault of the emulation" in docs/what-is-emulated.md. So guests start with one CPU
-(``operator.GUEST_CMDLINE``), tenants one after the other, and what hangs nevertheless is reset. Real CPUs do not do
-that, so the collection knows nothing of it, and every reset is told.
+while they start, see "A fault of the emulation" in docs/what-is-emulated.md. ``operator.py`` keeps it rare, tenants
+start one after the other, and what hangs nevertheless is reset. Real CPUs do not do that, so the collection knows
+nothing of it, and every reset is told.
 """
 
 from __future__ import annotations
