@@ -191,7 +191,7 @@ def flag_controls(mine: Operator) -> None:
         progress.say(f"{control.title}: flagged. {played.reason}")
 
 
-def play(mine: Operator, name: str, playbook: str, variables: dict[str, Any]) -> None:
+def play(mine: Operator, name: str, playbook: str, variables: dict[str, Any] | None = None) -> None:
     played = mine.play(name, playbook, variables=variables)
     if played.status:
         raise Failure(f"{playbook}: {played.reason} (log: {played.log})")
@@ -200,7 +200,8 @@ def play(mine: Operator, name: str, playbook: str, variables: dict[str, Any]) ->
 def tenants(mine: Operator) -> None:
     """From one large VM to two tenants, the second beside the first."""
     play(mine, "delete-one", "delete_vms", {"vms": "all"})
-    play(mine, "share", "convert_to_kvm", story.SHARED_FABRIC)
+    mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | story.SHARED_FABRIC)
+    play(mine, "share", "convert_to_kvm")
     for number, requests in enumerate((story.FIRST_TENANT, story.TWO_TENANTS), start=1):
         play(mine, f"deploy-tenant-{number}", "deploy_vms", requests)
         settle(mine)
