@@ -86,16 +86,15 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import script
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.face import runner
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.face import ARGUMENT_SPEC, read_for
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.publish import repack
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "dest": {"type": "path", "required": True},
-            "root": {"type": "path", "default": "/"},
+            "root": ARGUMENT_SPEC["root"],
             "identifiers": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -109,8 +108,8 @@ def main() -> None:
             msg=f"The machine below {root} cannot be captured: {errors.decode('utf-8', 'replace').strip()}"
         )
     try:
-        topology = read_topology(root, runner(module) if root == Path("/") else None)
-        ids = {item["bdf"]: item["module_id"] for item in topology["pci"] if item["module_id"] is not None}
+        pci = read_for(module)["pci"]
+        ids = {item["bdf"]: item["module_id"] for item in pci if item["module_id"] is not None}
         data = repack(archive, ids, module.params["identifiers"])
     except TopovirtError as error:
         module.fail_json(msg=str(error))

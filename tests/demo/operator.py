@@ -180,6 +180,23 @@ class Operator:
         text = log.read_text(encoding="utf-8", errors="replace")
         return Played(status, changed_tasks(text) if status == 0 else 0, text, log)
 
+    def must_play(
+        self,
+        name: str,
+        playbook: str,
+        *arguments: str,
+        variables: Mapping[str, Any] | None = None,
+        beat: Callable[[float, Path], None] | None = None,
+    ) -> Played:
+        """Like :meth:`play`.
+
+        :raises Failure: the playbook failed; says why and where its log is.
+        """
+        played = self.play(name, playbook, *arguments, variables=variables, beat=beat)
+        if played.status:
+            raise Failure(f"{playbook}: {played.reason}\n    log: {os.path.relpath(played.log, workspace.ROOT)}")
+        return played
+
 
 def record(server: Server) -> dict[str, Any]:
     """Everything that the way back must restore, see tests/tools/manifest.py."""

@@ -102,10 +102,7 @@ def agree(mine: Operator) -> None:
 def predict(mine: Operator) -> None:
     said = []
     for name, arguments in (("check", ("--check", "--diff")), ("convert", ("--diff",))):
-        played = mine.play(name, "convert_to_kvm", *arguments)
-        if played.status:
-            raise Failure(f"convert_to_kvm {' '.join(arguments)}: {played.reason} (log: {played.log})")
-        said.append(changes(played.text))
+        said.append(changes(mine.must_play(name, "convert_to_kvm", *arguments).text))
     errors = story.prediction_errors(*said)
     if errors:
         raise Failure(f"check mode did not tell the truth: {'; '.join(errors)} (logs: {mine.logs})")
@@ -169,8 +166,7 @@ def flag_controls(mine: Operator) -> None:
         "cd /sys/bus/pci/devices && for d in *; do echo $d $(cat $d/vendor $d/device); done"
     ).decode()
     gpus, nics = (controls.bdfs(rows, ids) for ids in controls.GPU_AND_NIC)
-    if mine.play("controls-stop", "stop_vms", variables={"vms": "train-8"}).status:
-        raise Failure("train-8 could not be stopped before the negative controls")
+    mine.must_play("controls-stop", "stop_vms", variables={"vms": "train-8"})
     for control in controls.CONTROLS:
         xml, broken = controls.definition(control, right, gpus, nics)
         created = server.run("cat > /run/control.xml && virsh create /run/control.xml", timeout=600, data=xml)
@@ -191,21 +187,15 @@ def flag_controls(mine: Operator) -> None:
         progress.say(f"{control.title}: flagged. {played.reason}")
 
 
-def play(mine: Operator, name: str, playbook: str, variables: dict[str, Any] | None = None) -> None:
-    played = mine.play(name, playbook, variables=variables)
-    if played.status:
-        raise Failure(f"{playbook}: {played.reason} (log: {played.log})")
-
-
 def tenants(mine: Operator) -> None:
     """From one large VM to two tenants, the second beside the first."""
-    play(mine, "delete-one", "delete_vms", {"vms": "all"})
+    mine.must_play("delete-one", "delete_vms", variables={"vms": "all"})
     mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | story.SHARED_FABRIC)
-    play(mine, "share", "convert_to_kvm")
+    mine.must_play("share", "convert_to_kvm")
     for number, requests in enumerate((story.FIRST_TENANT, story.TWO_TENANTS), start=1):
-        play(mine, f"deploy-tenant-{number}", "deploy_vms", requests)
+        mine.must_play(f"deploy-tenant-{number}", "deploy_vms", variables=requests)
         settle(mine)
-    play(mine, "verify-tenants", "verify_vms", {"topovirt_report_dir": str(mine.reports)})
+    mine.must_play("verify-tenants", "verify_vms")
 
 
 def as_before(mine: Operator) -> None:

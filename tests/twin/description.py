@@ -138,6 +138,10 @@ class HostBridge:
     node: int
     ports: tuple[Switch | Slot, ...]
 
+    def slots(self) -> Iterator[Slot]:
+        for port in self.ports:
+            yield from port.slots()
+
 
 @dataclass(frozen=True)
 class Node:
@@ -188,8 +192,7 @@ class Machine:
     def slots(self) -> Iterator[Slot]:
         """Every slot in the order of the description."""
         for bridge in self.host_bridges:
-            for port in bridge.ports:
-                yield from port.slots()
+            yield from bridge.slots()
 
     def devices(self) -> Iterator[Device]:
         """Every device in the order of the description."""
@@ -512,8 +515,7 @@ class _Parser:
         management = [
             device
             for bridge in bridges
-            for port in bridge.ports
-            for slot in port.slots()
+            for slot in bridge.slots()
             for device in slot.devices
             if isinstance(device, Igb) and device.network == "management"
         ]

@@ -41,6 +41,15 @@ _RULES: Tuple[Tuple[str, Optional[str], str], ...] = (
 # data (read in NVIDIA's pcilibs-rs; platform table of the fabric manager's guide).
 _BRIDGE_KEYWORD = b"VA"
 _BRIDGE_FIELD = b"SMDL=SW_MNG"
+# The shortest vital product data with that field: a read-only resource with one keyword, and the end tag.
+MARKED_VPD = (
+    b"\x90"
+    + (len(_BRIDGE_FIELD) + 3).to_bytes(2, "little")
+    + _BRIDGE_KEYWORD
+    + bytes([len(_BRIDGE_FIELD)])
+    + _BRIDGE_FIELD
+    + b"\x78"
+)
 _VPD_BYTES = 32768  # the address space of vital product data (PCI Local Bus Specification 3.0, appendix I)
 
 _VENDOR_DEVICE = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}\Z")

@@ -33,7 +33,7 @@ def runner(module: Any) -> Run:
 
 
 def read_for(module: Any) -> Topology:
-    """The topology that the parameters of an AnsibleModule ask for.
+    """The topology that the parameters of an AnsibleModule ask for; those that it does not have count as not given.
 
     Commands would answer for the running machine, so below another root none is run.
 
@@ -43,6 +43,6 @@ def read_for(module: Any) -> Topology:
     return read_topology(
         root,
         runner(module) if root == Path("/") else None,
-        module.params["module_ids"],
-        module.params["roles"],
+        module.params.get("module_ids"),
+        module.params.get("roles"),
     )

@@ -16,10 +16,10 @@ import io
 import json
 import re
 import tarfile
-from typing import Dict, Iterable, Mapping, Optional
+from typing import Dict, Mapping, Optional
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.devices import is_fabric_bridge
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.devices import MARKED_VPD, is_fabric_bridge
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.module_ids import SAVED
 
 NO_BOOT = b"00000000-0000-0000-0000-000000000000\n"
@@ -33,14 +33,8 @@ _TELLING = re.compile(
     r"|selinux|apparmor|lockdown|efi|memmap|movable_node|processor\.\w+|intel_idle\.\w+|topovirt)\Z"
 )
 
-# The shortest vital product data (PCI Local Bus Specification 3.0, appendix I) with the field that marks a board's
-# fabric bridge: a read-only resource with one vendor keyword, and the end tag.
-_MARKED_VPD = b"\x90\x0e\x00VA\x0bSMDL=SW_MNG\x78"
-
 # systemd.net-naming-scheme(7): "prefix xMAC".
 _BY_ADDRESS = re.compile(r"\benx[0-9a-f]{12}\b")
-
-_MAX_BYTES = 64 << 20
 
 
 def repack(archive: bytes, module_ids: Mapping[str, int], identifiers: bool = False) -> bytes:
@@ -51,25 +45,27 @@ def repack(archive: bytes, module_ids: Mapping[str, int], identifiers: bool = Fa
     :param identifiers: keep what names the machine.
     :raises TopovirtError: when ``archive`` is damaged.
     """
-    files: Dict[str, Optional[bytes]] = {}
+    files: Dict[str, Optional[bytes]] = {}  # None: a directory
     links: Dict[str, str] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
             for member in tar:
                 name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
-                source = tar.extractfile(member) if member.isreg() else None
                 if member.issym():
                     links[name] = member.linkname
-                elif source is not None:
-                    files[name] = source.read(_MAX_BYTES)
                 elif name:
-                    files[name] = None  # a directory
+                    source = tar.extractfile(member)
+                    files[name] = None if source is None else source.read()
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise TopovirtError(f"The capture cannot be read back: {error}.", "Capture it again.") from None
     if not identifiers:
-        public = {name: _public(name, data) for name, data in files.items()}
-        files = {name: data for name, data in public.items() if data != b""}
-        renamed = _Renamed([*files, *links])
+        files = {name: _public(name, data) for name, data in files.items() if not _tells_nothing_else(name, data)}
+        named = sorted({name for path in (*files, *links) for name in _BY_ADDRESS.findall(path)})
+        numbers = {name: f"enx{number:012x}" for number, name in enumerate(named, start=1)}
+
+        def renamed(path: str) -> str:
+            return _BY_ADDRESS.sub(lambda match: numbers.get(match[0], match[0]), path)
+
         files = {renamed(name): data for name, data in files.items()}
         links = {renamed(name): renamed(target) for name, target in links.items()}
     if module_ids:
@@ -77,28 +73,18 @@ def repack(archive: bytes, module_ids: Mapping[str, int], identifiers: bool = Fa
     return _pack(files, links)
 
 
+def _tells_nothing_else(name: str, data: Optional[bytes]) -> bool:
+    """Whether a file has nothing but what names the machine: vital product data of what is no fabric bridge."""
+    return name.endswith("/vpd") and data is not None and not is_fabric_bridge(data)
+
+
 def _public(name: str, data: Optional[bytes]) -> Optional[bytes]:
-    """What of a file may be shown; empty when nothing."""
-    if data is None:
-        return None
+    """What of a file may be shown."""
+    if data is not None and name == "proc/cmdline":
+        return (public_cmdline(data.decode("utf-8", "replace")) + "\n").encode()
     if name == "proc/sys/kernel/random/boot_id":
         return NO_BOOT
-    if name == "proc/cmdline":
-        return (public_cmdline(data.decode("utf-8", "replace")) + "\n").encode()
-    if name.endswith("/vpd"):
-        return _MARKED_VPD if is_fabric_bridge(data) else b""
-    return data or b"\n"  # an empty file reads like an empty line, and is no longer "nothing"
-
-
-class _Renamed:
-    """Paths in which interfaces that systemd named after their hardware address have a running number instead."""
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        found = sorted({name for path in paths for name in _BY_ADDRESS.findall(path)})
-        self._numbers = {name: number for number, name in enumerate(found, start=1)}
-
-    def __call__(self, path: str) -> str:
-        return _BY_ADDRESS.sub(lambda match: f"enx{self._numbers.get(match[0], 0):012x}", path)
+    return MARKED_VPD if name.endswith("/vpd") else data
 
 
 def public_cmdline(text: str) -> str:

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-_BDF = re.compile(r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import BDF
 
 
 def text(path: Path) -> str:
@@ -39,7 +39,7 @@ def bdf_of(path: Path) -> str | None:
         parts = path.resolve().parts
     except (OSError, RuntimeError):
         return None
-    found = [part for part in parts if _BDF.match(part)]
+    found = [part for part in parts if BDF.match(part)]
     return found[-1] if found else None
 
 
