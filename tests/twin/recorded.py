@@ -51,7 +51,8 @@ HUGE_PAGE_SIZES_KB = (2048, 1048576)
 class Profile:
     """What QEMU's own device of one kind shows (read from a booted server).
 
-    ``bars`` are index -> (bytes, flags); ``port`` is the device/port type of the PCI Express capability.
+    ``bars`` are index -> (bytes, flags); ``port`` is the device/port type of the PCI Express capability; ``acs`` are
+    the capability and control registers of access control.
     """
 
     vendor: int
@@ -64,7 +65,11 @@ class Profile:
     resets: str = ""
     driver: str | None = None
     header_type: int = 0
+    acs: tuple[int, int] | None = None
 
+
+# Linux switches on source validation, request and completion redirection and upstream forwarding where an IOMMU is.
+ROOT_PORT_ACS = (0x5F, 0x1D)
 
 _SLOW = Link(2.5, 1)
 _BUILT_IN = {
@@ -78,7 +83,19 @@ _BUILT_IN = {
     "amdvi": Profile(0x1022, 0x1419, 0x080600),  # from QEMU's hw/i386/amd_iommu.c, not yet read from a booted server
     "expander": Profile(0x1B36, 0x000B, 0x060000),
     "root_port": Profile(
-        *(0x1B36, 0x000C, 0x060400, 0, (0x1B36, 0x0000), {0: (0x1000, MEMORY_BAR)}, 4, "", "pcieport", 1),
+        *(
+            0x1B36,
+            0x000C,
+            0x060400,
+            0,
+            (0x1B36, 0x0000),
+            {0: (0x1000, MEMORY_BAR)},
+            4,
+            "",
+            "pcieport",
+            1,
+            ROOT_PORT_ACS,
+        ),
     ),
     "upstream_port": Profile(
         *(0x19E5, 0xA128, 0x060400, 0, (0x0000, 0x0000), {0: (0x10000, MEMORY_64)}, 5, "flr bus", "pcieport", 1),
@@ -106,6 +123,7 @@ IGB_VIRTUAL_FUNCTIONS = 7
 
 PCI_EXPRESS_AT = 0x40
 CONVENTIONAL_CONFIG = 256
+EXTENDED_AT = 0x100
 EXPRESS_CONFIG = 4096
 ENDPOINT_RESOURCES = 13
 BRIDGE_RESOURCES = 17
@@ -256,6 +274,7 @@ class _Recorder:
         self.file(f"{path}/numa_node", -1 if function.node is None else function.node)
         self.file(f"{path}/local_cpulist", self.cpulist_of(function.node))
         self.file(f"{path}/driver_override", "(null)")
+        self.file(f"{path}/power_state", "D3hot" if profile.driver == "vfio-pci" else "D0")  # vfio-pci saves power
         self.file(f"{path}/resource", self.resource(function, profile))
         self.file(f"{path}/config", self.config(function, profile))
         if isinstance(function.device, Endpoint) and function.device.kind.vpd is not None:
@@ -332,6 +351,8 @@ class _Recorder:
             data[0x34] = PCI_EXPRESS_AT
             struct.pack_into("<BBH", data, PCI_EXPRESS_AT, 0x10, 0, 2 | profile.port << 4)
             struct.pack_into("<I", data, PCI_EXPRESS_AT + 0x0C, LINK_SPEED_CODES[link.gtps] | link.width << 4)
+        if profile.acs is not None:
+            struct.pack_into("<IHH", data, EXTENDED_AT, 0x0D | 1 << 16, *profile.acs)
         return bytes(data)
 
     # --- what hangs on PCI functions
@@ -458,7 +479,12 @@ class _Recorder:
         self.file("proc/meminfo", f"MemTotal:       {total} kB\nMemFree:        {total} kB\nMemAvailable:   {total} kB")
 
     def system(self) -> None:
-        self.directory("sys/firmware/efi")
+        self.file("sys/devices/system/cpu/isolated", "")
+        self.file("sys/devices/system/cpu/nohz_full", "(null)")
+        self.file("sys/kernel/security/lockdown", "[none] integrity confidentiality")
+        # Attributes of the variable, then its value: off.
+        name = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+        self.file(f"sys/firmware/efi/efivars/{name}", bytes((6, 0, 0, 0, 0)))
         if self.machine.iommu is not None:
             table = self.machine.iommu.upper()
             self.file(f"sys/firmware/acpi/tables/{table}", table.encode())

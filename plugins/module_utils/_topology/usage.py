@@ -61,7 +61,7 @@ def host_usage(root: Path, run: Run | None, pci: Sequence[PciFunction]) -> dict[
             reasons.append(reason)
 
     for function in pci:  # a physical function carries its virtual ones
-        parent = function["physfn"]
+        parent = function.get("physfn")
         if parent and function["bdf"] in usage:
             usage.setdefault(parent, []).extend(
                 f"its virtual function {function['bdf']} is used: {reason}" for reason in usage[function["bdf"]]

@@ -162,5 +162,5 @@ def test_configuration_space_is_compared_by_identity_and_capabilities() -> None:
     encoded = f"base64:{base64.b64encode(ConfigSpace(gpu).read(0, 4096)).decode()}"
     assert agreement.reduce_config(encoded) == (
         "10de:2335, class 030200, revision a1, header 00, subsystem 10de:18be, "
-        "port type 0 speed 5 width 16, serial 10de233500000001"
+        "port type 0 speed 5 width 16, read request 2, serial 10de233500000001"
     )

@@ -25,7 +25,7 @@ def open_files(root: Path) -> tuple[list[Handle], set[str]]:
     """Device nodes that processes hold open, and the socket inodes of SSH servers."""
     handles: dict[Handle, None] = {}
     sockets: set[str] = set()
-    for process in sorted((name for name in reading.names(root / "proc") if name.isdigit()), key=int):
+    for process in sorted((name for name in reading.names(root / "proc") if name.isdecimal()), key=int):
         name = reading.text(root / "proc" / process / "comm").strip() or "process"
         for descriptor in reading.names(root / "proc" / process / "fd"):
             try:

@@ -23,7 +23,7 @@ def all_mounts(root: Path) -> list[Mount]:
     """All mounts of all mount namespaces: a container may hold a disk that the first one does not show."""
     found: dict[Mount, None] = {}
     seen: set[str] = set()
-    for process in ["self", *sorted((name for name in reading.names(root / "proc") if name.isdigit()), key=int)]:
+    for process in ["self", *sorted((name for name in reading.names(root / "proc") if name.isdecimal()), key=int)]:
         namespace = reading.link_name(root / "proc" / process / "ns/mnt") if process != "self" else None
         if namespace is not None and namespace in seen:
             continue

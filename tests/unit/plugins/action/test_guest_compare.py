@@ -43,7 +43,7 @@ TASKS: dict[str, dict[str, Any]] = {
             "filtered": {
                 "matrix": f"{{{{ host.topology | topovirt.kvm.path_matrix(['{GPU_A}', '{NIC_A}']) }}}}",
                 "text": "{{ host.topology | topovirt.kvm.topology_text }}",
-                "expanded": "{{ host.topology.nodes[0].cpus | topovirt.kvm.cpulist_expand }}",
+                "expanded": "{{ host.topology.numa_nodes[0].cpus | topovirt.kvm.cpulist_expand }}",
                 "formatted": "{{ [4, 0, 1] | topovirt.kvm.cpulist_format }}",
             }
         }
