@@ -141,7 +141,7 @@ _REDUCE: tuple[tuple[str, Callable[[str], str]], ...] = (
     (r"proc/self/mountinfo", reduce_mountinfo),
     (r"proc/net/route", reduce_route),
     (r"usr/lib/os-release", reduce_release),
-    (r"sys/firmware/acpi/tables/.*", reduce_presence),
+    (r"sys/firmware/(acpi/tables|efi/efivars)/.*", reduce_presence),
 )
 
 

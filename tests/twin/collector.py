@@ -53,7 +53,7 @@ ATTRIBUTES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sys/kernel/iommu_groups/*/devices", ("*",)),
     ("sys/devices/system/cpu", ("online", "possible", "present", "isolated", "nohz_full")),
     ("sys/kernel/security", (".", "lockdown")),
-    ("sys/firmware/efi/efivars", ("SecureBoot-*",)),
+    ("sys/firmware/efi/efivars", ("SecureBoot-*", "BootOrder-*")),
     (
         "sys/devices/system/cpu/cpu[0-9]*/topology",
         ("physical_package_id", "die_id", "core_id", "thread_siblings_list", "core_siblings_list"),

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.twin import description, vpd
-from tests.twin.addresses import Function, functions, iommu_groups, module_ids
+from tests.twin.addresses import AMD_IOMMU, Function, functions, iommu_groups, module_ids
 from tests.twin.config_space import ConfigSpace
 from tests.twin.description import LINK_SPEED_CODES, Endpoint, Igb, Link, Machine, Nvme, Scale
 from tests.twin.qemu import PHYS_BITS, mac_address
@@ -80,7 +80,7 @@ _BUILT_IN = {
         driver="virtio-pci",
     ),
     "lpc": Profile(0x8086, 0x2918, 0x060100, 2, header_type=0x80),
-    "amdvi": Profile(0x1022, 0x1419, 0x080600),  # from QEMU's hw/i386/amd_iommu.c, not yet read from a booted server
+    AMD_IOMMU: Profile(0x1022, 0x1419, 0x080600),
     "expander": Profile(0x1B36, 0x000B, 0x060000),
     "root_port": Profile(
         *(
@@ -274,7 +274,7 @@ class _Recorder:
         self.file(f"{path}/numa_node", -1 if function.node is None else function.node)
         self.file(f"{path}/local_cpulist", self.cpulist_of(function.node))
         self.file(f"{path}/driver_override", "(null)")
-        self.file(f"{path}/power_state", "D3hot" if profile.driver == "vfio-pci" else "D0")  # vfio-pci saves power
+        self.file(f"{path}/power_state", self.power_state(function, profile))
         self.file(f"{path}/resource", self.resource(function, profile))
         self.file(f"{path}/config", self.config(function, profile))
         if isinstance(function.device, Endpoint) and function.device.kind.vpd is not None:
@@ -299,6 +299,13 @@ class _Recorder:
             self.file(f"{group}/type", "DMA")
             self.link(f"{path}/iommu_group", group)
             self.link(f"{group}/devices/{function.bdf}", path)
+
+    def power_state(self, function: Function, profile: Profile) -> str:
+        if isinstance(function.device, Endpoint) and self.vfio:
+            return "D3hot"  # vfio-pci saves power
+        # Of functions without a driver nobody ever asked, but for AMD's IOMMU, which the kernel switches on itself.
+        asked = profile.driver is not None or function.device is not None or function.id == AMD_IOMMU
+        return "D0" if asked else "unknown"
 
     def pci_link(self, function: Function) -> Link | None:
         if isinstance(function.device, Endpoint):
@@ -336,7 +343,10 @@ class _Recorder:
 
     def config(self, function: Function, profile: Profile) -> bytes:
         if isinstance(function.device, Endpoint):
-            return ConfigSpace(function.device, self.multifunction(function)).read(0, EXPRESS_CONFIG)
+            space = ConfigSpace(function.device, self.multifunction(function))
+            if self.machine.iommu == "dmar":
+                space.enable_ats()  # Linux does, where the IOMMU can translate ahead; QEMU's of AMD's kind cannot
+            return space.read(0, EXPRESS_CONFIG)
         data = bytearray(CONVENTIONAL_CONFIG if profile.port is None else EXPRESS_CONFIG)
         struct.pack_into("<HH", data, 0, profile.vendor, profile.device)
         struct.pack_into("<I", data, 8, profile.class_code << 8 | profile.revision)
@@ -424,7 +434,7 @@ class _Recorder:
             path = f"sys/devices/system/cpu/cpu{cpu.number}"
             package = [other.number for other in self.cpus if other.socket == cpu.socket]
             core = [other.number for other in self.cpus if (other.socket, other.core) == (cpu.socket, cpu.core)]
-            cache = [other.number for other in self.cpus if other.l3 == cpu.l3]
+            cache = [other.number for other in self.cpus if other.l3 == cpu.l3 and self.share_l3(cpu, other)]
             self.file(f"{path}/topology/physical_package_id", cpu.socket)
             # An AMD kernel counts dies through the machine, an Intel one within the package.
             self.file(f"{path}/topology/die_id", cpu.socket if self.model.vendor == "AuthenticAMD" else 0)
@@ -437,6 +447,10 @@ class _Recorder:
             self.file(f"{path}/cache/index3/shared_cpu_list", cpulist(cache))
             self.link(f"{path}/node{cpu.node}", f"sys/devices/system/node/node{cpu.node}")
         self.file("proc/cpuinfo", "\n\n".join(self.cpuinfo(cpu) for cpu in self.cpus) + "\n")
+
+    def share_l3(self, one: Cpu, other: Cpu) -> bool:
+        """Linux does not let AMD's last-level caches span nodes, whatever the CPU says."""
+        return self.model.vendor != "AuthenticAMD" or one.node == other.node
 
     def cpuinfo(self, cpu: Cpu) -> str:
         """A paragraph of /proc/cpuinfo."""
@@ -482,9 +496,8 @@ class _Recorder:
         self.file("sys/devices/system/cpu/isolated", "")
         self.file("sys/devices/system/cpu/nohz_full", "(null)")
         self.file("sys/kernel/security/lockdown", "[none] integrity confidentiality")
-        # Attributes of the variable, then its value: off.
-        name = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-        self.file(f"sys/firmware/efi/efivars/{name}", bytes((6, 0, 0, 0, 0)))
+        # This firmware cannot do Secure Boot, so it has other variables only.
+        self.file("sys/firmware/efi/efivars/BootOrder-8be4df61-93ca-11d2-aa0d-00e098032b8c", bytes((7, 0, 0, 0, 0, 0)))
         if self.machine.iommu is not None:
             table = self.machine.iommu.upper()
             self.file(f"sys/firmware/acpi/tables/{table}", table.encode())

@@ -34,7 +34,7 @@ DIRECTORIES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("sys/firmware/acpi/tables", ("DMAR", "IVRS")),
     ("sys/kernel/iommu_groups/*", ("type",)),
     ("sys/kernel/security", ("lockdown",)),
-    ("sys/firmware/efi/efivars", ("SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c",)),
+    ("sys/firmware/efi/efivars", ("BootOrder-*", "SecureBoot-*")),
     ("sys/devices/system/cpu", ("online", "isolated", "nohz_full")),
     (
         "sys/devices/system/cpu/cpu[0-9]*/topology",

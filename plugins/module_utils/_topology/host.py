@@ -28,8 +28,11 @@ IOMMU_GROUPS = "sys/kernel/iommu_groups"
 ACPI_TABLES = "sys/firmware/acpi/tables"
 LOCKDOWN = "sys/kernel/security/lockdown"
 # UEFI specification, "Globally Defined Variables"; the first four bytes are the attributes that efivarfs puts there.
-SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+EFI_VARIABLES = "sys/firmware/efi/efivars"
+SECURE_BOOT = f"{EFI_VARIABLES}/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _SECURE_BOOT_BYTES = 5
+
+_DISTANCE = re.compile(r"[0-9]{1,3}\Z")  # a byte each in ACPI SLIT
 
 # Where the first CPU's paragraph surely ends; the rest of cpuinfo repeats it for every CPU and is slow to make.
 _CPUINFO_BYTES = 16384
@@ -46,6 +49,9 @@ def read_nodes(tree: Tree, gaps: Gaps) -> List[Node]:
         if memory is None:
             gaps.add("memory_bytes", f"{path}/meminfo does not say MemTotal", f"node {node_id}")
         distances = (tree.text(f"{path}/distance") or "").split()
+        if not all(map(_DISTANCE.match, distances)):
+            gaps.add("distances", f"{path}/distance holds more than numbers", f"node {node_id}")
+            distances = []
         nodes.append(
             Node(
                 id=node_id,
@@ -53,21 +59,23 @@ def read_nodes(tree: Tree, gaps: Gaps) -> List[Node]:
                 memory_bytes=int(memory.group(1)) * 1024 if memory else None,
                 # The kernel lists the distances of the online nodes only, in the order of their ids.
                 distances={str(other): int(value) for other, value in zip(ids, distances)},
-                hugepages=_huge_pages(tree, f"{path}/hugepages"),
+                hugepages=_huge_pages(tree, f"{path}/hugepages", f"node {node_id}", gaps),
             )
         )
     return nodes
 
 
-def _huge_pages(tree: Tree, path: str) -> Dict[str, HugePages]:
+def _huge_pages(tree: Tree, path: str, node: str, gaps: Gaps) -> Dict[str, HugePages]:
     result: Dict[str, HugePages] = {}
     for name in tree.names(path):
         size = re.match(r"hugepages-(\d+)kB\Z", name)
-        if size:
-            result[size.group(1)] = HugePages(
-                total=tree.number(f"{path}/{name}/nr_hugepages") or 0,
-                free=tree.number(f"{path}/{name}/free_hugepages") or 0,
-            )
+        if not size:
+            continue
+        total, free = (tree.number(f"{path}/{name}/{file}") for file in ("nr_hugepages", "free_hugepages"))
+        if total is None or free is None or min(total, free) < 0:
+            gaps.add("hugepages", f"the counts of {name} are missing or no numbers", node)
+        else:
+            result[size.group(1)] = HugePages(total=total, free=free)
     return result
 
 
@@ -115,7 +123,7 @@ _CORE_FILES = {"package": "physical_package_id", "die": "die_id", "core": "core_
 def _l3(tree: Tree, path: str) -> Optional[int]:
     """Id of the L3 cache, which x86 kernels always present as index 3; without an id its first CPU names it."""
     own = tree.number(f"{path}/cache/index3/id")
-    if own is not None:
+    if own is not None and own >= 0:
         return own
     return next(iter(parse_cpulist(tree.text(f"{path}/cache/index3/shared_cpu_list") or "")), None)
 
@@ -162,8 +170,9 @@ def _cpu_set(tree: Tree, name: str, gaps: Gaps) -> Optional[str]:
 
 
 def _secure_boot(tree: Tree, firmware: Optional[str], gaps: Gaps) -> Optional[bool]:
-    if firmware == "bios":
-        return False
+    variables = tree.names(EFI_VARIABLES)
+    if firmware == "bios" or (variables and SECURE_BOOT.rpartition("/")[2] not in variables):
+        return False  # a firmware without the variable cannot do it
     data = tree.raw(SECURE_BOOT, _SECURE_BOOT_BYTES)
     if data is None or len(data) < _SECURE_BOOT_BYTES:
         gaps.add("secure_boot", "the firmware's variable SecureBoot is not readable: is efivarfs mounted?")

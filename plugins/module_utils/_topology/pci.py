@@ -157,7 +157,7 @@ def _children_names(tree: Tree) -> Dict[str, List[str]]:
 def _read(tree: Tree, place: _Place, is_parent: bool, gaps: Gaps) -> Tuple[PciFunction, _Raw]:
     path = place.path
     entries = frozenset(tree.names(path))
-    class_code = _identifier(tree.text(f"{path}/class"), 6) or "000000"
+    class_code = _identity(tree, place, "class", 6, gaps)
     bridge = is_parent or class_code.startswith(_BRIDGE_CLASSES)
     express = "max_link_speed" in entries
     config = read_config(tree, path, express) if bridge or express else None
@@ -170,8 +170,8 @@ def _read(tree: Tree, place: _Place, is_parent: bool, gaps: Gaps) -> Tuple[PciFu
         "kind": "bridge" if bridge else "endpoint",
         "role": None,
         "class": class_code,
-        "vendor": _identifier(tree.text(f"{path}/vendor"), 4) or "0000",
-        "device": _identifier(tree.text(f"{path}/device"), 4) or "0000",
+        "vendor": _identity(tree, place, "vendor", 4, gaps),
+        "device": _identity(tree, place, "device", 4, gaps),
         "subsystem": _subsystem(tree, path),
         "parent": place.parent,
         "host_bridge": place.host_bridge,
@@ -180,7 +180,7 @@ def _read(tree: Tree, place: _Place, is_parent: bool, gaps: Gaps) -> Tuple[PciFu
         "driver": tree.link_name(f"{path}/driver") if "driver" in entries else None,
         "iommu_group": int(group) if group is not None and group.isdecimal() else None,
         "link": _link(tree, place, gaps) if express else Link(max_gtps=None, max_width=None),
-        "capabilities": _capabilities(tree, path, entries, config),
+        "capabilities": _capabilities(tree, place, entries, config, gaps),
         "in_use": [],
     }
     return function, _Raw(node=node if node is not None and node >= 0 else None, express=express, config=config)
@@ -208,11 +208,17 @@ def _complete(tree: Tree, place: _Place, function: PciFunction, names: List[str]
     function["module_id"] = None
 
 
-def _capabilities(tree: Tree, path: str, entries: FrozenSet[str], config: Optional[Config]) -> Optional[Capabilities]:
+def _capabilities(
+    tree: Tree, place: _Place, entries: FrozenSet[str], config: Optional[Config], gaps: Gaps
+) -> Optional[Capabilities]:
+    path = place.path
     found = Capabilities() if config is None else config.capabilities
-    total = tree.number(f"{path}/sriov_totalvfs") if "sriov_totalvfs" in entries else None
-    if found is not None and total is not None:
-        found["sriov"] = SrIov(total=total, enabled=tree.number(f"{path}/sriov_numvfs") or 0)
+    if found is not None and "sriov_totalvfs" in entries:
+        total, enabled = (tree.number(f"{path}/{file}") for file in ("sriov_totalvfs", "sriov_numvfs"))
+        if total is None or enabled is None or min(total, enabled) < 0:
+            gaps.add("capabilities", "the kernel's counts of virtual functions are no numbers", place.bdf)
+            return None
+        found["sriov"] = SrIov(total=total, enabled=enabled)
     return found
 
 
@@ -227,10 +233,17 @@ def _power_state(tree: Tree, place: _Place, entries: FrozenSet[str], gaps: Gaps)
 
 def _identifier(text: Optional[str], digits: int) -> Optional[str]:
     """``0x10DE`` as ``10de``."""
-    try:
-        return None if text is None else format(int(text, 16), f"0{digits}x")
-    except ValueError:
-        return None
+    found = re.match(r"0[xX]([0-9A-Fa-f]{1,6})\Z", text or "")
+    return found.group(1).lower().zfill(digits) if found and len(found.group(1)) <= digits else None
+
+
+def _identity(tree: Tree, place: _Place, fact: str, digits: int, gaps: Gaps) -> str:
+    """A number that every function has; zeros, which no function has, when it cannot be read."""
+    text = tree.text(f"{place.path}/{fact}")
+    value = _identifier(text, digits)
+    if value is None:
+        gaps.add(fact, f"the kernel says {text!r}; zeros stand for it", place.bdf)
+    return value or "0" * digits
 
 
 def _link(tree: Tree, place: _Place, gaps: Gaps) -> Link:

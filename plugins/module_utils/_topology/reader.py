@@ -48,7 +48,7 @@ def read_topology(
     functions, paths = read_functions(tree, nodes, gaps)
     assign_roles(tree, functions, paths, gaps, roles)
     assign_module_ids(tree, functions, run, module_ids)
-    reasons = host_usage(root, run, functions)
+    reasons = host_usage(tree, run, functions)
     owners = read_vms(tree, gaps)
     for function in functions:
         function["in_use"] = reasons.get(function["bdf"], [])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.grub import Grub
@@ -61,7 +61,7 @@ def read_software(tree: Tree, root: Path, run: Optional[Run], kernel: str, gaps:
                 gaps.add(fact.partition(_UNKNOWN)[2], reason)
     else:
         answers = {name: _version(tree, run, name, gaps) for name in _PROGRAMS}
-        answers["next_cmdline"] = _next_cmdline(root, gaps)
+        answers["next_cmdline"] = _next_cmdline(root, run, gaps)
     features = {}
     for feature, needs in _SINCE.items():
         features[feature] = _has({**answers, "kernel": kernel}, needs)
@@ -117,19 +117,19 @@ def _version(tree: Tree, run: Optional[Run], name: str, gaps: Gaps) -> Optional[
     return found.group(0)
 
 
-def _next_cmdline(root: Path, gaps: Gaps) -> Optional[str]:
+def _next_cmdline(root: Path, run: Optional[Run], gaps: Gaps) -> Optional[str]:
+    if run is None:
+        gaps.add("next_cmdline", "the boot loader's menu is read on the machine itself only")
+        return None
     if not Grub.found(root):
         gaps.add("next_cmdline", "only GRUB with a generated /boot/grub/grub.cfg is understood")
         return None
     try:
-        return " ".join(Grub(root, _no_command).next_arguments())
+        words = " ".join(Grub(root, run).next_arguments())
+        return words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except (TopovirtError, OSError) as error:
         gaps.add("next_cmdline", str(error))
         return None
-
-
-def _no_command(_words: Sequence[str]) -> Tuple[int, str, str]:
-    raise OSError("reading a menu starts no command")
 
 
 def _has(versions: Dict[str, Optional[str]], needs: Dict[str, Tuple[_Version, _Version]]) -> Optional[bool]:

@@ -25,9 +25,9 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model impor
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import Paths
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
+from tests.bench.published import violations
 from tests.twin import description
 from tests.twin.recorded import record
-from tests.unit.twin.published import violations
 
 CAPTURES = Path(__file__).resolve().parents[4] / "shared" / "captures"
 LETTERS = {"LOC": ".", "PIX": "I", "PXB": "X", "PHB": "B", "NODE": "N", "SYS": "S"}

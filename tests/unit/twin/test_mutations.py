@@ -18,9 +18,9 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths impor
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.text import topology_text
 
+from tests.bench.published import violations
 from tests.twin import description, mutations
 from tests.twin.recorded import record
-from tests.unit.twin.published import violations
 
 FIRST_GPU, ITS_NEIGHBOUR, SAME_SOCKET, OTHER_SOCKET = "0000:23:00.0", "0000:24:00.0", "0000:53:00.0", "0000:93:00.0"
 LAST_GPU, LAST_NIC = "0000:c4:00.0", "0000:c6:00.0"

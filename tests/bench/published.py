@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 
-SCHEMA = Path(__file__).parents[3] / "docs" / "reference" / "topology.schema.json"
+SCHEMA = Path(__file__).parents[2] / "docs" / "reference" / "topology.schema.json"
 
 
 @cache
