@@ -125,7 +125,7 @@ topology:
           distances: {'0': 10, '1': 21}
           hugepages: {'1048576': {total: 2, free: 2}}
     cores:
-      description: Cores with V(package), V(die), V(core), V(node), V(l3) and their V(threads).
+      description: Cores with V(package), V(die), V(core), V(node), V(l3) (first CPU of the cache) and their V(threads).
       type: list
       elements: dict
       sample: [{package: 0, die: 0, core: 0, node: 0, l3: 0, threads: [0, 1]}]

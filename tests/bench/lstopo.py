@@ -42,6 +42,10 @@ def complete(tree: Path) -> None:
     for node in (tree / "sys/devices/system/node").glob("node[0-9]*"):
         text = mask_of((node / "cpulist").read_text(encoding="utf-8"))
         (node / "cpumap").write_text(f"{text}\n", encoding="utf-8")
+    for function in (tree / "sys/bus/pci/devices").iterdir():
+        if (function / "local_cpulist").exists():
+            text = mask_of((function / "local_cpulist").read_text(encoding="utf-8"))
+            (function / "local_cpus").write_text(f"{text}\n", encoding="utf-8")
 
 
 def mask_of(cpulist: str) -> str:

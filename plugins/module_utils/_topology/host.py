@@ -121,11 +121,13 @@ _CORE_FILES = {"package": "physical_package_id", "die": "die_id", "core": "core_
 
 
 def _l3(tree: Tree, path: str) -> Optional[int]:
-    """Id of the L3 cache, which x86 kernels always present as index 3; without an id its first CPU names it."""
+    """The L3 cache, which x86 kernels always present as index 3, named by the first CPU that shares it. Its id names it
+    where there is no list: Linux keeps one id for an AMD cache that it does not let span nodes."""
+    shared = parse_cpulist(tree.text(f"{path}/cache/index3/shared_cpu_list") or "")
+    if shared:
+        return shared[0]
     own = tree.number(f"{path}/cache/index3/id")
-    if own is not None and own >= 0:
-        return own
-    return next(iter(parse_cpulist(tree.text(f"{path}/cache/index3/shared_cpu_list") or "")), None)
+    return own if own is not None and own >= 0 else None
 
 
 def read_host(tree: Tree, gaps: Gaps) -> Host:

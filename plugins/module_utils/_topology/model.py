@@ -75,7 +75,7 @@ class Core(TypedDict):
     die: Optional[int]
     core: Optional[int]
     node: Optional[int]
-    l3: Optional[int]  # id of the last-level cache domain
+    l3: Optional[int]  # the last-level cache domain: its first CPU
     threads: List[int]  # logical CPUs, ascending
 
 

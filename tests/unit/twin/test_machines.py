@@ -365,7 +365,8 @@ def test_switches(seen: Seen) -> None:
 def test_nothing_is_unread_or_unknown(seen: Seen) -> None:
     functions = seen.topology["pci"]
     assert len(functions) == seen.entries
-    assert not [f["bdf"] for f in functions if f["kind"] == "bridge" or f["iommu_group"] is None]
+    groupless = [f["class"] for f in functions if f["kind"] == "bridge" or f["iommu_group"] is None]
+    assert groupless in ([], ["080600"])  # AMD's IOMMU is a function, and in no group
     for function in functions:
         if function["role"] or function["kind"] != "endpoint":
             assert (function["numa_source"], function["link"]["max_gtps"] is None) == ("own", False), function["bdf"]

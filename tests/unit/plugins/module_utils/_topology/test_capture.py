@@ -153,7 +153,10 @@ def test_a_captured_link_that_leads_outside_shows_nothing(tmp_path: Path) -> Non
     assert read_topology(target)["host"]["os_id"] is None
 
 
-@pytest.mark.parametrize("data", [b"", b"no archive", archive(("a", b"x" * 5000, tarfile.REGTYPE))[:-40]])
+DAMAGED = [b"", b"no archive", archive(("a", b"x" * 5000, tarfile.REGTYPE))[:-40]]
+
+
+@pytest.mark.parametrize("data", DAMAGED, ids=["empty", "text", "cut"])
 def test_a_damaged_archive_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(TopovirtError, match="cannot be unpacked"):
         unpack(data, tmp_path)
