@@ -55,7 +55,7 @@ def _node_map(value: dict[str, Any]) -> dict[int | str, int]:
     """
     :raises TopovirtError: when a cell or node is not a number, with all of them.
     """
-    wrong = [f"{cell}: {node}" for cell, node in value.items() if not (cell.isdigit() and str(node).isdigit())]
+    wrong = [f"{cell}: {node}" for cell, node in value.items() if not (cell.isdecimal() and str(node).isdecimal())]
     if wrong:
         raise TopovirtError(
             f"node_map is not a map of guest cells to host nodes: {', '.join(wrong)}.",

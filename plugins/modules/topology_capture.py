@@ -87,7 +87,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import script
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.face import ARGUMENT_SPEC, read_for
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.publish import repack
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.publish import answers, repack
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
 
 
 def main() -> None:
@@ -108,9 +109,7 @@ def main() -> None:
             msg=f"The machine below {root} cannot be captured: {errors.decode('utf-8', 'replace').strip()}"
         )
     try:
-        pci = read_for(module)["pci"]
-        ids = {item["bdf"]: item["module_id"] for item in pci if item["module_id"] is not None}
-        data = repack(archive, ids, module.params["identifiers"])
+        data = repack(archive, answers(Tree(root), read_for(module)), module.params["identifiers"])
     except TopovirtError as error:
         module.fail_json(msg=str(error))
     try:

@@ -82,6 +82,7 @@ RETURN = r"""
 topology:
   description:
     - The machine. Sizes are bytes, link speeds giga-transfers per second and lane; what is not known is null.
+    - C(docs/reference/topology.schema.json) is the same as JSON Schema.
   returned: success
   type: dict
   contains:
@@ -93,7 +94,8 @@ topology:
       description:
         - The running system with the keys V(kernel), V(arch), V(cmdline), V(boot_id), V(firmware) (V(uefi) or V(bios)),
           V(os_id), V(os_version), V(cpu_vendor), V(cpu_family), V(cpu_model), V(cpu_model_name),
-          V(virtualization) (V(vmx) or V(svm)) and V(phys_bits).
+          V(virtualization) (V(vmx) or V(svm)), V(phys_bits), V(isolated_cpus), V(nohz_full_cpus), V(secure_boot) and
+          V(lockdown) (V(none), V(integrity), V(confidentiality), or null where the kernel has no lockdown).
       type: dict
     iommu:
       description:
@@ -101,7 +103,18 @@ topology:
           endpoints' groups) and the number of V(groups).
       type: dict
       sample: {kind: dmar, active: true, default_domain: DMA-FQ, groups: 40}
-    nodes:
+    software:
+      description:
+        - V(next_cmdline), the kernel command line of the next boot; the versions V(libvirt) and V(qemu), null where
+          they are not installed; V(features) that follow from versions, V(qemu_override), V(maxphysaddr),
+          V(large_bar_fast_mapping) and V(iommufd), each true, false or null.
+      type: dict
+      sample:
+        next_cmdline: root=UUID=0a1b ro quiet
+        libvirt: 11.3.0
+        qemu: 10.0.8
+        features: {qemu_override: true, maxphysaddr: true, large_bar_fast_mapping: true, iommufd: false}
+    numa_nodes:
       description: NUMA nodes with V(id), V(cpus), V(memory_bytes), V(distances) and V(hugepages).
       type: list
       elements: dict
@@ -112,12 +125,14 @@ topology:
           distances: {'0': 10, '1': 21}
           hugepages: {'1048576': {total: 2, free: 2}}
     cores:
-      description: Cores with V(package), V(die), V(core), V(node), V(l3) and their V(threads).
+      description: Cores with V(package), V(die), V(core), V(node), V(l3) (first CPU of the cache) and their V(threads).
       type: list
       elements: dict
       sample: [{package: 0, die: 0, core: 0, node: 0, l3: 0, threads: [0, 1]}]
     pci:
-      description: PCI functions, ascending by address.
+      description:
+        - PCI functions, ascending by address. Bridges lack V(driver_override), V(bars), V(reset_methods),
+          V(power_state), V(physfn), V(names), V(vm) and V(module_id).
       type: list
       elements: dict
       contains:
@@ -133,12 +148,12 @@ topology:
           description: One of V(gpu), V(nvswitch), V(fabric_bridge), V(nic), V(nvme), null for all others.
           type: str
           sample: gpu
-        class_code:
+        class:
           description: Class, six hex digits.
           type: str
           sample: '030200'
         vendor:
-          description: Vendor id, four hex digits, as V(device), V(subsystem_vendor) and V(subsystem_device) are.
+          description: Vendor id, four hex digits, as V(device) is; V(subsystem) has both, with a colon, or is null.
           type: str
           sample: 10de
         parent:
@@ -175,6 +190,20 @@ topology:
           type: list
           elements: str
           sample: [flr, bus]
+        capabilities:
+          description:
+            - What the function can do, and what of it is on. A key is absent where the function lacks the capability;
+              all is null where the configuration space cannot be read whole.
+            - Of bridges V(acs) with the bits V(supported) and V(enabled). Of endpoints V(ats) with V(enabled), V(sriov)
+              with V(total) and V(enabled) functions, V(max_read_request_bytes), and V(resizable_bars), BAR index to
+              sizes, where bit n stands for two to the power of n plus 20 bytes.
+            - Of adapters that may be the bridge to a board's fabric V(fabric_marker), whether they carry its mark.
+          type: dict
+          sample: {ats: {enabled: false}, sriov: {total: 16, enabled: 0}, max_read_request_bytes: 512}
+        power_state:
+          description: One of V(D0), V(D1), V(D2), V(D3hot), V(D3cold).
+          type: str
+          sample: D0
         physfn:
           description: Address of the physical function of a virtual one.
           type: str
@@ -187,10 +216,21 @@ topology:
           description: Why the host needs it, one sentence each; empty when it is free.
           type: list
           elements: str
+        vm:
+          description: The running VM that has it.
+          type: str
+          sample: train-0
         module_id:
           description: The GPU's number on the baseboard. Known for all GPUs or for none.
           type: int
           sample: 2
+    unknown:
+      description:
+        - Facts that could not be known, V(fact), why, V(reason), and of what, V(of) (addresses, V(node 0), V(cpu 3);
+          empty for a fact of the machine). A null that is not listed means that there is no such thing.
+      type: list
+      elements: dict
+      sample: [{fact: lockdown, reason: securityfs is not mounted, of: []}]
 """
 
 from ansible.module_utils.basic import AnsibleModule

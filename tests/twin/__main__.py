@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     inventory = add("inventory", "print an Ansible inventory of the running server")
     inventory.add_argument("--user", default="root", help="the user that Ansible logs in as (default root)")
     inventory.add_argument("--output", type=Path, help="write it to this file instead")
-    add("agree", "compare the recorded tree with the booted kernel, attribute by attribute")
+    agree = add("agree", "compare the recorded tree with the booted kernel, attribute by attribute")
+    agree.add_argument("--boot", action="store_true", help="boot the server for it, and end it afterwards")
     record = add("record", "write the tree of /sys and /proc that the server's kernel shows")
     record.add_argument("machine", help=f"one of: {', '.join(description.names())}")
     record.add_argument("directory", type=Path, help="new or empty directory")
@@ -84,6 +85,12 @@ def _run(arguments: argparse.Namespace, remote: list[str]) -> int:
             server.inventory(arguments.output, arguments.user)
         else:
             print(server.inventory_text(arguments.user), end="")
+    elif arguments.boot:
+        server.up(os.getpid())
+        try:
+            return agreement.report(server)
+        finally:
+            server.down()
     else:
         return agreement.report(server)
     return 0

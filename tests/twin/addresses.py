@@ -17,6 +17,7 @@ from tests.twin.description import Device, HostBridge, Machine, Slot, Switch
 ROOT_BUS = 0
 ROOT_DISK_SLOT = 1
 FIRST_EXPANDER_SLOT = 2  # one pxb-pcie per host bridge, from here on
+AMD_IOMMU = "amdvi"
 AMD_IOMMU_SLOT = 0x1E  # AMD's IOMMU is a PCI function, Intel's is none
 LPC_SLOT = 0x1F  # the south bridge of QEMU's q35 machine
 
@@ -50,7 +51,7 @@ def functions(machine: Machine) -> list[Function]:
         Function("lpc", "platform", ROOT_BUS, LPC_SLOT, 0, ROOT_BUS, None, None),
     ]
     if machine.iommu == "ivrs":
-        result.append(Function("amdvi", "platform", ROOT_BUS, AMD_IOMMU_SLOT, 0, ROOT_BUS, None, None))
+        result.append(Function(AMD_IOMMU, "platform", ROOT_BUS, AMD_IOMMU_SLOT, 0, ROOT_BUS, None, None))
     for index, bridge in enumerate(machine.host_bridges):
         slot = FIRST_EXPANDER_SLOT + index
         result.append(Function(f"pxb{index}", "expander", ROOT_BUS, slot, 0, ROOT_BUS, None, None))
@@ -102,8 +103,9 @@ def iommu_groups(machine: Machine) -> dict[str, int]:
     A group is what cannot be told apart on the bus (Linux, drivers/iommu/iommu.c, pci_device_group): a function has a
     group of its own where every port on its way up redirects peers by ACS, else it is in the group of the bridge above.
     QEMU's root ports have ACS, its downstream ports and the functions of one slot have not; an upstream port, being
-    the only function of its slot, needs none. Linux numbers groups as it finds devices: the first root bus, then the
-    expanders from the last to the first, all functions of a bus before the buses below.
+    the only function of its slot, needs none. AMD's IOMMU is itself a function, and in no group. Linux numbers groups
+    as it finds devices: the first root bus, then the expanders from the last to the first, all functions of a bus
+    before the buses below.
     """
     if machine.iommu is None:
         return {}
@@ -119,6 +121,8 @@ def iommu_groups(machine: Machine) -> dict[str, int]:
         nonlocal count
         here = [function for function in known if function.bus == bus]
         for function in here:
+            if function.id == AMD_IOMMU:
+                continue
             above = by_id.get(function.parent or "")
             sibling = f"{function.bdf[:-1]}0"
             if above is not None and not isolated(above):

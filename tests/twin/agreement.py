@@ -36,6 +36,8 @@ RECORDED_ONLY: tuple[tuple[str, str], ...] = (
 EXPRESS_CAPABILITY = 0x10
 SERIAL_CAPABILITY = 3
 ATS_CAPABILITY = 15
+ACS_CAPABILITY = 13
+RESIZABLE_BAR_CAPABILITY = 21
 KIB_PER_GIB = 1 << 20
 CPU_KEYS = ("vendor_id", "cpu family", "model", "model name", "address sizes", "cpu cores", "siblings")
 CPU_FLAGS = ("lm", "ht", "svm", "vmx")
@@ -63,13 +65,19 @@ def reduce_config(value: str) -> str:
     if at:
         link = struct.unpack_from("<I", data, at + 0x0C)[0]
         words.append(f"port type {data[at + 2] >> 4} speed {link & 0xF} width {link >> 4 & 0x3F}")
+        if data[0x0E] & 0x7F == 0:
+            words.append(f"read request {struct.unpack_from('<H', data, at + 8)[0] >> 12 & 7}")
     at = 0x100 if len(data) > 0x100 else 0
     while at:
         head = struct.unpack_from("<I", data, at)[0]
         if head & 0xFFFF == SERIAL_CAPABILITY:
             words.append(f"serial {struct.unpack_from('<Q', data, at + 4)[0]:016x}")
         elif head & 0xFFFF == ATS_CAPABILITY:
-            words.append("ATS")
+            words.append(f"ATS {'on' if data[at + 7] & 0x80 else 'off'}")
+        elif head & 0xFFFF == ACS_CAPABILITY:
+            words.append("ACS {:#x} {:#x}".format(*struct.unpack_from("<HH", data, at + 4)))
+        elif head & 0xFFFF == RESIZABLE_BAR_CAPABILITY:
+            words.append("resizable BAR {:#x} {:#x}".format(*struct.unpack_from("<II", data, at + 4)))
         at = head >> 20
     return ", ".join(words)
 
@@ -133,7 +141,7 @@ _REDUCE: tuple[tuple[str, Callable[[str], str]], ...] = (
     (r"proc/self/mountinfo", reduce_mountinfo),
     (r"proc/net/route", reduce_route),
     (r"usr/lib/os-release", reduce_release),
-    (r"sys/firmware/acpi/tables/.*", reduce_presence),
+    (r"sys/firmware/(acpi/tables|efi/efivars)/.*", reduce_presence),
 )
 
 

@@ -59,6 +59,7 @@ EXTENDED = 0x100
 SERIAL_CAPABILITY_ID = 0x0003
 SERIAL_LENGTH = 12
 ATS_CAPABILITY_ID = 0x000F
+ATS_ENABLE = 0x8000
 ATS_CONTROL_WRITABLE = 0x801F  # enable, smallest translation unit
 ATS_PAGE_ALIGNED = 0x0020
 
@@ -91,6 +92,11 @@ class ConfigSpace:
         control = int.from_bytes(self._now[EXPRESS_DEVICE_CONTROL : EXPRESS_DEVICE_CONTROL + 2], "little")
         if control & FLR_START:
             self.reset()
+
+    def enable_ats(self) -> None:
+        """What Linux writes to the control register of address translation, where there is one."""
+        if self._ats:
+            self.write(self._ats + 6, struct.pack("<H", ATS_ENABLE))
 
     def reset(self) -> None:
         """What power-on and function level reset do."""
@@ -143,7 +149,7 @@ class ConfigSpace:
         self._put(EXPRESS_LINK_CONTROL_2, "H", speed, 0x000F)
 
     def _extended(self, endpoint: Endpoint) -> None:
-        ats = EXTENDED + SERIAL_LENGTH + 4 if endpoint.kind.ats else 0
+        self._ats = ats = EXTENDED + SERIAL_LENGTH + 4 if endpoint.kind.ats else 0
         self._put(EXTENDED, "I", SERIAL_CAPABILITY_ID | 1 << 16 | ats << 20)
         self._put(EXTENDED + 4, "Q", endpoint.serial)
         if ats:

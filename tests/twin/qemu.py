@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.twin.addresses import AMD_IOMMU_SLOT, FIRST_EXPANDER_SLOT, ROOT_DISK_SLOT, module_ids
+from tests.twin.addresses import AMD_IOMMU, AMD_IOMMU_SLOT, FIRST_EXPANDER_SLOT, ROOT_DISK_SLOT, module_ids
 from tests.twin.description import Device, Endpoint, HostBridge, Igb, Link, Machine, Nvme, Slot, Switch
 
 ROOT_DISK = "root.qcow2"
@@ -80,8 +80,8 @@ def arguments(machine: Machine, ovmf_code: Path, ssh_port: int) -> list[str]:
         result += ["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
     elif machine.iommu == "ivrs":
         # Without a place of its own QEMU puts the function into the first free slot.
-        result += ["-device", f"AMDVI-PCI,id=amdvi,bus=pcie.0,addr={AMD_IOMMU_SLOT:#x}"]
-        result += ["-device", "amd-iommu,pci-id=amdvi,dma-remap=on,intremap=on"]
+        result += ["-device", f"AMDVI-PCI,id={AMD_IOMMU},bus=pcie.0,addr={AMD_IOMMU_SLOT:#x}"]
+        result += ["-device", f"amd-iommu,pci-id={AMD_IOMMU},dma-remap=on,intremap=on"]
     for index, bridge in enumerate(machine.host_bridges):
         result += _host_bridge(machine, bridge, index)
     return result

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.twin import description, vpd
-from tests.twin.addresses import Function, functions, iommu_groups, module_ids
+from tests.twin.addresses import AMD_IOMMU, Function, functions, iommu_groups, module_ids
 from tests.twin.config_space import ConfigSpace
 from tests.twin.description import LINK_SPEED_CODES, Endpoint, Igb, Link, Machine, Nvme, Scale
 from tests.twin.qemu import PHYS_BITS, mac_address
@@ -51,7 +51,8 @@ HUGE_PAGE_SIZES_KB = (2048, 1048576)
 class Profile:
     """What QEMU's own device of one kind shows (read from a booted server).
 
-    ``bars`` are index -> (bytes, flags); ``port`` is the device/port type of the PCI Express capability.
+    ``bars`` are index -> (bytes, flags); ``port`` is the device/port type of the PCI Express capability; ``acs`` are
+    the capability and control registers of access control.
     """
 
     vendor: int
@@ -64,7 +65,11 @@ class Profile:
     resets: str = ""
     driver: str | None = None
     header_type: int = 0
+    acs: tuple[int, int] | None = None
 
+
+# Linux switches on source validation, request and completion redirection and upstream forwarding where an IOMMU is.
+ROOT_PORT_ACS = (0x5F, 0x1D)
 
 _SLOW = Link(2.5, 1)
 _BUILT_IN = {
@@ -75,10 +80,22 @@ _BUILT_IN = {
         driver="virtio-pci",
     ),
     "lpc": Profile(0x8086, 0x2918, 0x060100, 2, header_type=0x80),
-    "amdvi": Profile(0x1022, 0x1419, 0x080600),  # from QEMU's hw/i386/amd_iommu.c, not yet read from a booted server
+    AMD_IOMMU: Profile(0x1022, 0x1419, 0x080600),
     "expander": Profile(0x1B36, 0x000B, 0x060000),
     "root_port": Profile(
-        *(0x1B36, 0x000C, 0x060400, 0, (0x1B36, 0x0000), {0: (0x1000, MEMORY_BAR)}, 4, "", "pcieport", 1),
+        *(
+            0x1B36,
+            0x000C,
+            0x060400,
+            0,
+            (0x1B36, 0x0000),
+            {0: (0x1000, MEMORY_BAR)},
+            4,
+            "",
+            "pcieport",
+            1,
+            ROOT_PORT_ACS,
+        ),
     ),
     "upstream_port": Profile(
         *(0x19E5, 0xA128, 0x060400, 0, (0x0000, 0x0000), {0: (0x10000, MEMORY_64)}, 5, "flr bus", "pcieport", 1),
@@ -106,6 +123,7 @@ IGB_VIRTUAL_FUNCTIONS = 7
 
 PCI_EXPRESS_AT = 0x40
 CONVENTIONAL_CONFIG = 256
+EXTENDED_AT = 0x100
 EXPRESS_CONFIG = 4096
 ENDPOINT_RESOURCES = 13
 BRIDGE_RESOURCES = 17
@@ -256,6 +274,7 @@ class _Recorder:
         self.file(f"{path}/numa_node", -1 if function.node is None else function.node)
         self.file(f"{path}/local_cpulist", self.cpulist_of(function.node))
         self.file(f"{path}/driver_override", "(null)")
+        self.file(f"{path}/power_state", self.power_state(function, profile))
         self.file(f"{path}/resource", self.resource(function, profile))
         self.file(f"{path}/config", self.config(function, profile))
         if isinstance(function.device, Endpoint) and function.device.kind.vpd is not None:
@@ -280,6 +299,13 @@ class _Recorder:
             self.file(f"{group}/type", "DMA")
             self.link(f"{path}/iommu_group", group)
             self.link(f"{group}/devices/{function.bdf}", path)
+
+    def power_state(self, function: Function, profile: Profile) -> str:
+        if isinstance(function.device, Endpoint) and self.vfio:
+            return "D3hot"  # vfio-pci saves power
+        # Of functions without a driver nobody ever asked, but for AMD's IOMMU, which the kernel switches on itself.
+        asked = profile.driver is not None or function.device is not None or function.id == AMD_IOMMU
+        return "D0" if asked else "unknown"
 
     def pci_link(self, function: Function) -> Link | None:
         if isinstance(function.device, Endpoint):
@@ -317,7 +343,10 @@ class _Recorder:
 
     def config(self, function: Function, profile: Profile) -> bytes:
         if isinstance(function.device, Endpoint):
-            return ConfigSpace(function.device, self.multifunction(function)).read(0, EXPRESS_CONFIG)
+            space = ConfigSpace(function.device, self.multifunction(function))
+            if self.machine.iommu == "dmar":
+                space.enable_ats()  # Linux does, where the IOMMU can translate ahead; QEMU's of AMD's kind cannot
+            return space.read(0, EXPRESS_CONFIG)
         data = bytearray(CONVENTIONAL_CONFIG if profile.port is None else EXPRESS_CONFIG)
         struct.pack_into("<HH", data, 0, profile.vendor, profile.device)
         struct.pack_into("<I", data, 8, profile.class_code << 8 | profile.revision)
@@ -332,6 +361,8 @@ class _Recorder:
             data[0x34] = PCI_EXPRESS_AT
             struct.pack_into("<BBH", data, PCI_EXPRESS_AT, 0x10, 0, 2 | profile.port << 4)
             struct.pack_into("<I", data, PCI_EXPRESS_AT + 0x0C, LINK_SPEED_CODES[link.gtps] | link.width << 4)
+        if profile.acs is not None:
+            struct.pack_into("<IHH", data, EXTENDED_AT, 0x0D | 1 << 16, *profile.acs)
         return bytes(data)
 
     # --- what hangs on PCI functions
@@ -403,7 +434,7 @@ class _Recorder:
             path = f"sys/devices/system/cpu/cpu{cpu.number}"
             package = [other.number for other in self.cpus if other.socket == cpu.socket]
             core = [other.number for other in self.cpus if (other.socket, other.core) == (cpu.socket, cpu.core)]
-            cache = [other.number for other in self.cpus if other.l3 == cpu.l3]
+            cache = [other.number for other in self.cpus if other.l3 == cpu.l3 and self.share_l3(cpu, other)]
             self.file(f"{path}/topology/physical_package_id", cpu.socket)
             # An AMD kernel counts dies through the machine, an Intel one within the package.
             self.file(f"{path}/topology/die_id", cpu.socket if self.model.vendor == "AuthenticAMD" else 0)
@@ -416,6 +447,10 @@ class _Recorder:
             self.file(f"{path}/cache/index3/shared_cpu_list", cpulist(cache))
             self.link(f"{path}/node{cpu.node}", f"sys/devices/system/node/node{cpu.node}")
         self.file("proc/cpuinfo", "\n\n".join(self.cpuinfo(cpu) for cpu in self.cpus) + "\n")
+
+    def share_l3(self, one: Cpu, other: Cpu) -> bool:
+        """Linux does not let AMD's last-level caches span nodes, whatever the CPU says."""
+        return self.model.vendor != "AuthenticAMD" or one.node == other.node
 
     def cpuinfo(self, cpu: Cpu) -> str:
         """A paragraph of /proc/cpuinfo."""
@@ -458,7 +493,11 @@ class _Recorder:
         self.file("proc/meminfo", f"MemTotal:       {total} kB\nMemFree:        {total} kB\nMemAvailable:   {total} kB")
 
     def system(self) -> None:
-        self.directory("sys/firmware/efi")
+        self.file("sys/devices/system/cpu/isolated", "")
+        self.file("sys/devices/system/cpu/nohz_full", "(null)")
+        self.file("sys/kernel/security/lockdown", "[none] integrity confidentiality")
+        # This firmware cannot do Secure Boot, so it has other variables only.
+        self.file("sys/firmware/efi/efivars/BootOrder-8be4df61-93ca-11d2-aa0d-00e098032b8c", bytes((7, 0, 0, 0, 0, 0)))
         if self.machine.iommu is not None:
             table = self.machine.iommu.upper()
             self.file(f"sys/firmware/acpi/tables/{table}", table.encode())

@@ -58,7 +58,7 @@ class Binding(Step):
             group = function["iommu_group"]
             if group is None or group not in wanted_groups or function["bdf"] in self.context.wanted.devices:
                 continue
-            if function["driver"] not in (None, VFIO) and not function["class_code"].startswith("0604"):
+            if function["driver"] not in (None, VFIO) and not function["class"].startswith("0604"):
                 found.append(
                     f"{function['bdf']} shares IOMMU group {group} with a passthrough device and is held by the "
                     f"host driver {function['driver']}"

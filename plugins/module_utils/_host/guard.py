@@ -61,11 +61,13 @@ def _machine(topology: Topology) -> Iterable[str]:
 
 def _memory(topology: Topology, wanted: Wanted) -> Iterable[str]:
     size = wanted.page_size_bytes
-    for node in topology["nodes"]:
+    for node in topology["numa_nodes"]:
         count, most = wanted.pages.get(node["id"], 0), guest_pages(node["memory_bytes"], size)
         if wanted.pages_given and count > most:
+            known = node["memory_bytes"]
+            memory = "an unknown amount" if known is None else f"{known / 2**30:.1f} GiB"
             yield (
-                f"node {node['id']} has {node['memory_bytes'] / 2**30:.1f} GiB of memory: of {count} huge pages of "
+                f"node {node['id']} has {memory} of memory: of {count} huge pages of "
                 f"{_size(size)} at most {most} fit beside what the host needs"
             )
     if not any(wanted.pages.values()):
@@ -97,7 +99,7 @@ def _groups(topology: Topology) -> Dict[int, List[PciFunction]]:
     """Members of each IOMMU group that count for passthrough: PCI bridges (class 0604) need no vfio driver."""
     groups: Dict[int, List[PciFunction]] = {}
     for function in topology["pci"]:
-        if function["iommu_group"] is not None and not function["class_code"].startswith("0604"):
+        if function["iommu_group"] is not None and not function["class"].startswith("0604"):
             groups.setdefault(function["iommu_group"], []).append(function)
     return groups
 
@@ -105,7 +107,7 @@ def _groups(topology: Topology) -> Dict[int, List[PciFunction]]:
 def _disks(root: Path, run: Run, topology: Topology, wanted: Wanted) -> Iterable[str]:
     by_bdf: Mapping[str, PciFunction] = {function["bdf"]: function for function in topology["pci"]}
     for bdf, role in wanted.devices.items():
-        if not by_bdf[bdf]["class_code"].startswith("0108") or by_bdf[bdf]["driver"] == _VFIO:
+        if not by_bdf[bdf]["class"].startswith("0108") or by_bdf[bdf]["driver"] == _VFIO:
             continue
         serials = {_text(path / "serial").strip() for path in _controllers(root, bdf)} - {""}
         if serials & set(wanted.erase_ok):

@@ -90,7 +90,7 @@ class Hugepages(Step):
         size = str(self.context.wanted.page_size_bytes >> 10)
         return {
             str(node["id"]): node["hugepages"][size]["total"] if size in node["hugepages"] else 0
-            for node in self.context.topology["nodes"]
+            for node in self.context.topology["numa_nodes"]
         }
 
     def plan(self) -> List[Change]:

@@ -158,7 +158,7 @@ def _pages(
         errors.append(f"huge page size {name!r} is none of {', '.join(PAGE_SIZES)}")
         return PAGE_SIZES["2MiB"], {}, False
     size = PAGE_SIZES[name]
-    nodes = {node["id"]: node for node in topology["nodes"]}
+    nodes = {node["id"]: node for node in topology["numa_nodes"]}
     per_node = given.get("per_node")
     if per_node is not None:
         pages: Dict[int, int] = {}

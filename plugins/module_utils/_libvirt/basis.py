@@ -75,7 +75,7 @@ def make_basis(topology: Topology, domains: Sequence[Allocation], planned: Seque
                 "memory_bytes": node["memory_bytes"],
                 "pages": {size: pages["total"] for size, pages in sorted(node["hugepages"].items())},
             }
-            for node in topology["nodes"]
+            for node in topology["numa_nodes"]
         },
         "cores": _digest(
             [[core["package"], core["die"], core["node"], core["l3"], core["threads"]] for core in topology["cores"]]

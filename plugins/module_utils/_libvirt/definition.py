@@ -114,7 +114,7 @@ def _attributes(element: ET.Element, tag: str) -> Dict[str, str]:
 
 def _text(element: ET.Element, tag: str) -> str:
     text = (element.text or "").strip()
-    if tag in _SIZES and text.isdigit():
+    if tag in _SIZES and text.isdecimal():
         return str(scaled_bytes(text, element.get("unit")))
     if tag == "topovirt:vm":
         try:

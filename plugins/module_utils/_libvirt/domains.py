@@ -74,7 +74,7 @@ def scaled_bytes(value: str, unit: Optional[str], default_unit: str = "KiB") -> 
     :raises TopovirtError: for a unit or number that libvirt would refuse too.
     """
     factor = _UNITS.get((unit or default_unit).lower())
-    if factor is None or not value.strip().isdigit():
+    if factor is None or not value.strip().isdecimal():
         raise TopovirtError(f"Memory size '{value}' with unit '{unit}' is not one that libvirt knows.")
     return int(value) * factor
 

@@ -33,7 +33,9 @@ DIRECTORIES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("sys/firmware/efi", ()),
     ("sys/firmware/acpi/tables", ("DMAR", "IVRS")),
     ("sys/kernel/iommu_groups/*", ("type",)),
-    ("sys/devices/system/cpu", ("online",)),
+    ("sys/kernel/security", ("lockdown",)),
+    ("sys/firmware/efi/efivars", ("BootOrder-*", "SecureBoot-*")),
+    ("sys/devices/system/cpu", ("online", "isolated", "nohz_full")),
     (
         "sys/devices/system/cpu/cpu[0-9]*/topology",
         ("physical_package_id", "die_id", "core_id", "thread_siblings_list"),
@@ -63,6 +65,9 @@ DIRECTORIES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
             "iommu_group",
             "reset_method",
             "physfn",
+            "power_state",
+            "sriov_totalvfs",
+            "sriov_numvfs",
         ),
     ),
 )

@@ -160,8 +160,8 @@ def _ids(function: PciFunction) -> str:
 
 def _node_map_errors(cells: Mapping[int, int], host: Topology, guest: Topology) -> List[str]:
     errors: List[str] = []
-    guest_nodes: Set[int] = {node["id"] for node in guest["nodes"]}
-    host_nodes: Set[int] = {node["id"] for node in host["nodes"]}
+    guest_nodes: Set[int] = {node["id"] for node in guest["numa_nodes"]}
+    host_nodes: Set[int] = {node["id"] for node in host["numa_nodes"]}
     owner: Dict[int, int] = {}
     for cell, node in sorted(cells.items()):
         if node in owner:

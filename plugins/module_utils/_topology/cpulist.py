@@ -21,7 +21,7 @@ def parse_cpulist(text: str) -> List[int]:
     numbers: Set[int] = set()
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         first, dash, last = part.partition("-")
-        if not (first.isdigit() and (last.isdigit() if dash else not last)):
+        if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
             raise TopovirtError(f"CPU list {text!r}: {part!r} is neither a number nor a range.", "Write it like 0-3,8.")
         low, high = int(first), int(last or first)
         if low > high or high >= _MAX_CPUS:

@@ -9,6 +9,7 @@ import re
 from typing import Dict, List, Mapping, Optional, Set, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import ROLES, PciFunction
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import BDF
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
@@ -59,9 +60,13 @@ NO_ROLE = "none"
 
 
 def assign_roles(
-    tree: Tree, functions: List[PciFunction], paths: Mapping[str, str], overrides: Optional[Mapping[str, str]] = None
+    tree: Tree,
+    functions: List[PciFunction],
+    paths: Mapping[str, str],
+    gaps: Gaps,
+    overrides: Optional[Mapping[str, str]] = None,
 ) -> None:
-    """Set ``role`` of every endpoint.
+    """Set ``role`` of every endpoint, and the fabric marker of those that may have one.
 
     :param overrides: BDF, ``vendor:device`` or class (four or six hex digits) -> role or ``none``; the most exact wins.
     :raises TopovirtError: naming every key and role of ``overrides`` that is not one.
@@ -74,7 +79,7 @@ def assign_roles(
     bridges = {
         function["bdf"].rpartition(".")[0]
         for function in functions
-        if _may_be_bridge(function) and is_fabric_bridge(tree.raw(f"{paths[function['bdf']]}/vpd", _VPD_BYTES) or b"")
+        if _may_be_bridge(function) and _is_marked(tree, paths[function["bdf"]], function, gaps)
     }
     for function in functions:
         if function["kind"] != "endpoint":
@@ -84,8 +89,8 @@ def assign_roles(
         keys = (
             function["bdf"],
             f"{function['vendor']}:{function['device']}",
-            function["class_code"],
-            function["class_code"][:4],
+            function["class"],
+            function["class"][:4],
         )
         role = next((wanted[key] for key in keys if key in wanted), function["role"])
         function["role"] = None if role == NO_ROLE else role
@@ -93,7 +98,7 @@ def assign_roles(
 
 def _by_rule(function: PciFunction) -> Optional[str]:
     for prefix, vendor, role in _RULES:
-        if function["class_code"].startswith(prefix) and vendor in (None, function["vendor"]):
+        if function["class"].startswith(prefix) and vendor in (None, function["vendor"]):
             return role
     return None
 
@@ -116,8 +121,20 @@ def _near_gpus(functions: List[PciFunction]) -> None:
         if function["role"] == "gpu":
             near |= switches(function)
     for function in functions:
-        if function["kind"] == "endpoint" and function["role"] is None and function["class_code"].startswith(_ETHERNET):
+        if function["kind"] == "endpoint" and function["role"] is None and function["class"].startswith(_ETHERNET):
             function["role"] = "nic" if switches(function) & near else None
+
+
+def _is_marked(tree: Tree, path: str, function: PciFunction, gaps: Gaps) -> bool:
+    """Whether the vital product data mark a fabric bridge; an adapter without such data has no mark."""
+    vpd = tree.raw(f"{path}/vpd", _VPD_BYTES) if tree.exists(f"{path}/vpd") else b""
+    if vpd is None:
+        gaps.add("fabric_marker", "its vital product data cannot be read: root may", function["bdf"])
+        return False
+    marked = is_fabric_bridge(vpd)
+    if function["capabilities"] is not None:
+        function["capabilities"]["fabric_marker"] = marked
+    return marked
 
 
 def _may_be_bridge(function: PciFunction) -> bool:

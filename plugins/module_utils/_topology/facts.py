@@ -21,7 +21,7 @@ HOST_STATE = "var/lib/topovirt/host.json"
 _HOST_STATE_BYTES = 1 << 20
 
 # What changes from one look to the next while the machine stays what it is.
-_MOMENTARY = ("in_use", "driver", "driver_override", "names")
+_MOMENTARY = ("in_use", "vm", "driver", "driver_override", "names", "capabilities", "power_state")
 
 
 def summarize(topology: Topology, converted_id: Optional[str]) -> Dict[str, Any]:
@@ -83,7 +83,7 @@ def _by_switch(topology: Topology) -> List[Dict[str, Any]]:
 
 
 def _by_node(topology: Topology, devices: List[PciFunction]) -> List[Dict[str, Any]]:
-    nodes: List[Optional[int]] = [node["id"] for node in topology["nodes"]]
+    nodes: List[Optional[int]] = [node["id"] for node in topology["numa_nodes"]]
     shares = [(node, _share([device for device in devices if device["numa_node"] == node])) for node in [*nodes, None]]
     return [{"node": node, **share} for node, share in shares if share]
 
@@ -93,7 +93,7 @@ def digest(topology: Topology) -> str:
     stable = {
         "host": {key: value for key, value in topology["host"].items() if key != "boot_id"},
         "iommu": topology["iommu"],
-        "nodes": [{key: value for key, value in node.items() if key != "hugepages"} for node in topology["nodes"]],
+        "nodes": [{key: value for key, value in node.items() if key != "hugepages"} for node in topology["numa_nodes"]],
         "cores": topology["cores"],
         "pci": [
             {key: value for key, value in function.items() if key not in _MOMENTARY} for function in topology["pci"]

@@ -9,7 +9,9 @@ import re
 from collections import Counter
 from typing import Dict, List, Optional
 
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import (
     Core,
     Host,
@@ -24,46 +26,60 @@ CPUS = "sys/devices/system/cpu"
 NODES = "sys/devices/system/node"
 IOMMU_GROUPS = "sys/kernel/iommu_groups"
 ACPI_TABLES = "sys/firmware/acpi/tables"
+LOCKDOWN = "sys/kernel/security/lockdown"
+# UEFI specification, "Globally Defined Variables"; the first four bytes are the attributes that efivarfs puts there.
+EFI_VARIABLES = "sys/firmware/efi/efivars"
+SECURE_BOOT = f"{EFI_VARIABLES}/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_SECURE_BOOT_BYTES = 5
+
+_DISTANCE = re.compile(r"[0-9]{1,3}\Z")  # a byte each in ACPI SLIT
 
 # Where the first CPU's paragraph surely ends; the rest of cpuinfo repeats it for every CPU and is slow to make.
 _CPUINFO_BYTES = 16384
 _CMDLINE_BYTES = 65536
 
 
-def read_nodes(tree: Tree) -> List[Node]:
+def read_nodes(tree: Tree, gaps: Gaps) -> List[Node]:
     """NUMA nodes, ascending by id, those without CPUs or without memory included."""
     ids = sorted(int(name[4:]) for name in tree.names(NODES) if re.match(r"node\d+\Z", name))
     nodes: List[Node] = []
     for node_id in ids:
         path = f"{NODES}/node{node_id}"
         memory = re.search(r"MemTotal:\s+(\d+) kB", tree.text(f"{path}/meminfo") or "")
+        if memory is None:
+            gaps.add("memory_bytes", f"{path}/meminfo does not say MemTotal", f"node {node_id}")
         distances = (tree.text(f"{path}/distance") or "").split()
+        if not all(map(_DISTANCE.match, distances)):
+            gaps.add("distances", f"{path}/distance holds more than numbers", f"node {node_id}")
+            distances = []
         nodes.append(
             Node(
                 id=node_id,
                 cpus=format_cpulist(parse_cpulist(tree.text(f"{path}/cpulist") or "")),
-                memory_bytes=int(memory.group(1)) * 1024 if memory else 0,
+                memory_bytes=int(memory.group(1)) * 1024 if memory else None,
                 # The kernel lists the distances of the online nodes only, in the order of their ids.
                 distances={str(other): int(value) for other, value in zip(ids, distances)},
-                hugepages=_huge_pages(tree, f"{path}/hugepages"),
+                hugepages=_huge_pages(tree, f"{path}/hugepages", f"node {node_id}", gaps),
             )
         )
     return nodes
 
 
-def _huge_pages(tree: Tree, path: str) -> Dict[str, HugePages]:
+def _huge_pages(tree: Tree, path: str, node: str, gaps: Gaps) -> Dict[str, HugePages]:
     result: Dict[str, HugePages] = {}
     for name in tree.names(path):
         size = re.match(r"hugepages-(\d+)kB\Z", name)
-        if size:
-            result[size.group(1)] = HugePages(
-                total=tree.number(f"{path}/{name}/nr_hugepages") or 0,
-                free=tree.number(f"{path}/{name}/free_hugepages") or 0,
-            )
+        if not size:
+            continue
+        total, free = (tree.number(f"{path}/{name}/{file}") for file in ("nr_hugepages", "free_hugepages"))
+        if total is None or free is None or min(total, free) < 0:
+            gaps.add("hugepages", f"the counts of {name} are missing or no numbers", node)
+        else:
+            result[size.group(1)] = HugePages(total=total, free=free)
     return result
 
 
-def read_cores(tree: Tree, nodes: List[Node]) -> List[Core]:
+def read_cores(tree: Tree, nodes: List[Node], gaps: Gaps) -> List[Core]:
     """Physical cores with their online threads, ascending by first thread."""
     claims: Dict[int, List[int]] = {}
     for node in nodes:
@@ -79,11 +95,20 @@ def read_cores(tree: Tree, nodes: List[Node]) -> List[Core]:
         seen.update(threads)
         # Firmware exists that lists a CPU in several nodes: then its node is unknown.
         node_ids = claims.get(cpu, [])
+        if len(node_ids) > 1:
+            gaps.add("node", f"nodes {', '.join(map(str, node_ids))} all list the CPU", f"cpu {cpu}")
+        places = {}
+        for name, file in _CORE_FILES.items():
+            number = tree.number(f"{path}/topology/{file}")
+            # Negative is what the kernel shows for "unknown"; before Linux 5.2 there are no dies.
+            places[name] = None if number is None or number < 0 else number
+            if places[name] is None and name != "die":
+                gaps.add(name, f"topology/{file} of the CPU is missing or no number", f"cpu {cpu}")
         cores.append(
             Core(
-                package=tree.number(f"{path}/topology/physical_package_id") or 0,
-                die=tree.number(f"{path}/topology/die_id") or 0,  # absent before Linux 5.2, where a package is a die
-                core=tree.number(f"{path}/topology/core_id") or 0,
+                package=places["package"],
+                die=places["die"],
+                core=places["core"],
                 node=node_ids[0] if len(node_ids) == 1 else None,
                 l3=_l3(tree, path),
                 threads=threads,
@@ -92,15 +117,20 @@ def read_cores(tree: Tree, nodes: List[Node]) -> List[Core]:
     return cores
 
 
+_CORE_FILES = {"package": "physical_package_id", "die": "die_id", "core": "core_id"}
+
+
 def _l3(tree: Tree, path: str) -> Optional[int]:
-    """Id of the L3 cache, which x86 kernels always present as index 3; without an id its first CPU names it."""
+    """The L3 cache, which x86 kernels always present as index 3, named by the first CPU that shares it. Its id names it
+    where there is no list: Linux keeps one id for an AMD cache that it does not let span nodes."""
+    shared = parse_cpulist(tree.text(f"{path}/cache/index3/shared_cpu_list") or "")
+    if shared:
+        return shared[0]
     own = tree.number(f"{path}/cache/index3/id")
-    if own is not None:
-        return own
-    return next(iter(parse_cpulist(tree.text(f"{path}/cache/index3/shared_cpu_list") or "")), None)
+    return own if own is not None and own >= 0 else None
 
 
-def read_host(tree: Tree) -> Host:
+def read_host(tree: Tree, gaps: Gaps) -> Host:
     """The running system."""
     cpu = _first_cpu(tree)
     flags = cpu.get("flags", "").split()
@@ -124,11 +154,48 @@ def read_host(tree: Tree) -> Host:
         cpu_model_name=cpu.get("model name"),
         virtualization=next((flag for flag in ("vmx", "svm") if flag in flags), None),
         phys_bits=int(bits.group(1)) if bits else None,
+        isolated_cpus=_cpu_set(tree, "isolated", gaps),
+        nohz_full_cpus=_cpu_set(tree, "nohz_full", gaps),
+        secure_boot=_secure_boot(tree, firmware, gaps),
+        lockdown=_lockdown(tree, gaps),
     )
 
 
+def _cpu_set(tree: Tree, name: str, gaps: Gaps) -> Optional[str]:
+    """A set of CPUs; kernels without the feature have no file, and some write "(null)" for none."""
+    text = tree.text(f"{CPUS}/{name}") or ""
+    try:
+        return "" if text == "(null)" else format_cpulist(parse_cpulist(text))
+    except TopovirtError as error:
+        gaps.add(f"{name}_cpus", str(error))
+        return None
+
+
+def _secure_boot(tree: Tree, firmware: Optional[str], gaps: Gaps) -> Optional[bool]:
+    variables = tree.names(EFI_VARIABLES)
+    if firmware == "bios" or (variables and SECURE_BOOT.rpartition("/")[2] not in variables):
+        return False  # a firmware without the variable cannot do it
+    data = tree.raw(SECURE_BOOT, _SECURE_BOOT_BYTES)
+    if data is None or len(data) < _SECURE_BOOT_BYTES:
+        gaps.add("secure_boot", "the firmware's variable SecureBoot is not readable: is efivarfs mounted?")
+        return None
+    return data[-1] == 1
+
+
+def _lockdown(tree: Tree, gaps: Gaps) -> Optional[str]:
+    text = tree.text(LOCKDOWN)
+    chosen = re.search(r"\[(\w+)\]", text or "")
+    if chosen is not None:
+        return chosen.group(1)
+    if text is not None:
+        gaps.add("lockdown", f"/{LOCKDOWN} says {text[:80]!r}")
+    elif not tree.exists(LOCKDOWN.rpartition("/")[0]):
+        gaps.add("lockdown", "securityfs is not mounted")
+    return None
+
+
 def _number(text: Optional[str]) -> Optional[int]:
-    return int(text) if text is not None and text.isdigit() else None
+    return int(text) if text is not None and text.isdecimal() else None
 
 
 def _first_cpu(tree: Tree) -> Dict[str, str]:

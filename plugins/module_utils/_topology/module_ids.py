@@ -23,6 +23,8 @@ Run = Callable[[List[str]], Tuple[int, str, str]]
 SAVED = "var/lib/topovirt/module-ids.json"
 _SAVED_BYTES = 1 << 20
 
+NO_MODULE_ID = "neither the driver nor a file saved by a conversion tells a complete and unique set of ids"
+
 _GPU_LINE = re.compile(r"GPU ([0-9A-Fa-f]{8}):([0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7])\s*\Z")
 # "GPU Module Id" in older drivers; 580.159 prints "Module Id" below "Platform Info" (seen on an H200).
 _ID_LINE = re.compile(r"\s+(?:GPU )?Module Id\s*:\s*(\d+)\s*\Z", re.IGNORECASE)

@@ -5,12 +5,24 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.config_space import (
+    Config,
+    needed_bytes,
+    read_config,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import parse_cpulist
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Bar, Link, Node, PciFunction
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import (
+    Bar,
+    Capabilities,
+    Link,
+    Node,
+    PciFunction,
+    SrIov,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
 
 DEVICES = "sys/bus/pci/devices"
@@ -25,20 +37,15 @@ _RESOURCE_PREFETCH = 0x2000
 _RESOURCE_64BIT = 0x100000
 _ROM_INDEX = 6
 
-# Offsets and values of the configuration header (PCI Local Bus Specification 3.0, 6.1) and of the PCI Express
-# capability (PCI Express Base Specification, "Device/Port Type").
-_HEADER_BYTES = 64
-_STATUS, _STATUS_CAPABILITIES = 0x06, 0x10
-_HEADER_TYPE, _HEADER_TYPE_MASK, _HEADER_BRIDGE = 0x0E, 0x7F, 1
-_CAPABILITIES = 0x34
-_CAPABILITY_PCI_EXPRESS = 0x10
-_MAX_CAPABILITIES = 48  # as many as fit between the header and byte 256
-_PORT_KINDS = {4: "root_port", 5: "upstream_port", 6: "downstream_port"}
-
 _BRIDGE_CLASSES = ("0604", "0609")  # PCI-to-PCI bridges (PCI Code and ID Assignment Specification)
 
+_NO_NODE = "neither the function nor a bridge above nor its root bus names a node of this machine"
+
 # What PCI Express defines; firmware and dead devices also report 0, 63 and 255.
-_LINK_WIDTHS = (1, 2, 4, 8, 12, 16, 32)
+_LINK_WIDTHS = ("1", "2", "4", "8", "12", "16", "32")
+
+# Linux's names (drivers/pci/pci.c); it also says "error" and "unknown".
+_POWER_STATES = ("D0", "D1", "D2", "D3hot", "D3cold")
 
 # With multipathing, path 1 of namespace 2 of subsystem 0 is nvme0c1n2; the disk that one uses is nvme0n2.
 _NVME_PATH = re.compile(r"(nvme\d+)c\d+(n\d+)\Z")
@@ -62,9 +69,8 @@ class _Raw(NamedTuple):
     """What the first pass reads and only the second one can judge."""
 
     node: Optional[int]
-    pcie: bool
-    header_is_bridge: Optional[bool]
-    port_type: Optional[str]
+    express: bool
+    config: Optional[Config]  # None where it is not worth a read: a conventional endpoint
 
 
 def bdf_key(bdf: str) -> Tuple[int, int, int, int]:
@@ -74,7 +80,7 @@ def bdf_key(bdf: str) -> Tuple[int, int, int, int]:
     return int(domain, 16), int(bus, 16), int(device, 16), int(function)
 
 
-def read_functions(tree: Tree, nodes: List[Node]) -> Tuple[List[PciFunction], Dict[str, str]]:
+def read_functions(tree: Tree, nodes: List[Node], gaps: Gaps) -> Tuple[List[PciFunction], Dict[str, str]]:
     """All PCI functions, ascending by BDF, and the path of each below the root.
 
     Roles, uses and module ids are not known here: they are ``None`` and empty.
@@ -86,16 +92,34 @@ def read_functions(tree: Tree, nodes: List[Node]) -> Tuple[List[PciFunction], Di
     functions: Dict[str, PciFunction] = {}
     raw: Dict[str, _Raw] = {}
     for place in places:
-        functions[place.bdf], raw[place.bdf] = _read(tree, place, place.bdf in parents, names.get(place.bdf, []))
+        functions[place.bdf], raw[place.bdf] = _read(tree, place, place.bdf in parents, gaps)
     buses: Dict[str, Optional[int]] = {}
     for place in sorted(places, key=lambda p: len(p.ancestors)):
         function = functions[place.bdf]
         above = functions[place.parent]["kind"] if place.parent in functions else None
         function["kind"] = _kind(raw[place.bdf], function["kind"] == "bridge", above)
         if function["kind"] == "endpoint":
-            function["bars"] = _bars(tree.text(f"{place.path}/resource") or "")
+            _complete(tree, place, function, names.get(place.bdf, []), gaps)
         _locate(tree, place, function, raw, nodes, buses)
+    for function in functions.values():
+        if function["numa_node"] is None and len(nodes) > 1:
+            gaps.add("numa_node", _NO_NODE, function["bdf"])
     return list(functions.values()), {place.bdf: place.path for place in places}
+
+
+def needed_config(tree: Tree, functions: List[PciFunction]) -> Dict[str, bytes]:
+    """Path below the root -> what of it is read, of the configuration space of every function that has one read."""
+    result: Dict[str, bytes] = {}
+    for function in functions:
+        place = _place(tree, function["bdf"], frozenset())
+        if place is None:
+            continue
+        express = tree.exists(f"{place.path}/max_link_speed")
+        if express or function["kind"] != "endpoint" or function["class"].startswith(_BRIDGE_CLASSES):
+            data = needed_bytes(tree, place.path, express)
+            if data is not None:
+                result[f"{place.path}/config"] = data
+    return result
 
 
 def _place(tree: Tree, name: str, listed: FrozenSet[str]) -> Optional[_Place]:
@@ -130,67 +154,106 @@ def _children_names(tree: Tree) -> Dict[str, List[str]]:
     return result
 
 
-def _read(tree: Tree, place: _Place, is_parent: bool, names: List[str]) -> Tuple[PciFunction, _Raw]:
+def _read(tree: Tree, place: _Place, is_parent: bool, gaps: Gaps) -> Tuple[PciFunction, _Raw]:
     path = place.path
     entries = frozenset(tree.names(path))
-    class_code = _identifier(tree.text(f"{path}/class"), 6) or "000000"
+    class_code = _identity(tree, place, "class", 6, gaps)
     bridge = is_parent or class_code.startswith(_BRIDGE_CLASSES)
-    subsystem_vendor = _identifier(tree.text(f"{path}/subsystem_vendor"), 4)
+    express = "max_link_speed" in entries
+    config = read_config(tree, path, express) if bridge or express else None
+    if config is not None and config.reason is not None:
+        gaps.add("capabilities", config.reason, place.bdf)
     group = tree.link_name(f"{path}/iommu_group") if "iommu_group" in entries else None
-    override = tree.text(f"{path}/driver_override") if "driver_override" in entries else None
     node = tree.number(f"{path}/numa_node")
+    function: PciFunction = {
+        "bdf": place.bdf,
+        "kind": "bridge" if bridge else "endpoint",
+        "role": None,
+        "class": class_code,
+        "vendor": _identity(tree, place, "vendor", 4, gaps),
+        "device": _identity(tree, place, "device", 4, gaps),
+        "subsystem": _subsystem(tree, path),
+        "parent": place.parent,
+        "host_bridge": place.host_bridge,
+        "numa_node": None,
+        "numa_source": None,
+        "driver": tree.link_name(f"{path}/driver") if "driver" in entries else None,
+        "iommu_group": int(group) if group is not None and group.isdecimal() else None,
+        "link": _link(tree, place, gaps) if express else Link(max_gtps=None, max_width=None),
+        "capabilities": _capabilities(tree, place, entries, config, gaps),
+        "in_use": [],
+    }
+    return function, _Raw(node=node if node is not None and node >= 0 else None, express=express, config=config)
+
+
+def _subsystem(tree: Tree, path: str) -> Optional[str]:
+    ids = [_identifier(tree.text(f"{path}/{name}"), 4) for name in ("subsystem_vendor", "subsystem_device")]
+    # Zero is what the kernel shows for "none" (bridges without the subsystem capability).
+    return None if ids[0] in (None, "0000") or ids[1] is None else f"{ids[0]}:{ids[1]}"
+
+
+def _complete(tree: Tree, place: _Place, function: PciFunction, names: List[str], gaps: Gaps) -> None:
+    """Add what only endpoints have; roles' part of it is filled in later."""
+    path = place.path
+    entries = frozenset(tree.names(path))
+    override = tree.text(f"{path}/driver_override") if "driver_override" in entries else None
     methods = tree.text(f"{path}/reset_method") if "reset_method" in entries else None
-    function = PciFunction(
-        bdf=place.bdf,
-        kind="bridge" if bridge else "endpoint",
-        role=None,
-        class_code=class_code,
-        vendor=_identifier(tree.text(f"{path}/vendor"), 4) or "0000",
-        device=_identifier(tree.text(f"{path}/device"), 4) or "0000",
-        # Zero is what the kernel shows for "none" (bridges without the subsystem capability).
-        subsystem_vendor=None if subsystem_vendor == "0000" else subsystem_vendor,
-        subsystem_device=(
-            None if subsystem_vendor in (None, "0000") else _identifier(tree.text(f"{path}/subsystem_device"), 4)
-        ),
-        parent=place.parent,
-        host_bridge=place.host_bridge,
-        numa_node=None,
-        numa_source=None,
-        driver=tree.link_name(f"{path}/driver") if "driver" in entries else None,
-        driver_override=None if override in ("", "(null)") else override,
-        iommu_group=int(group) if group is not None and group.isdigit() else None,
-        bars=[],
-        link=_link(tree, path) if "max_link_speed" in entries else Link(max_gtps=None, max_width=None),
-        reset_methods=(methods or "").split(),
-        physfn=tree.link_name(f"{path}/physfn") if "physfn" in entries else None,
-        names=sorted(set(names)),
-        in_use=[],
-        module_id=None,
-    )
-    header_is_bridge, port_type = _port(tree, path) if bridge else (None, None)
-    return function, _Raw(
-        node=node if node is not None and node >= 0 else None,
-        pcie="max_link_speed" in entries,
-        header_is_bridge=header_is_bridge,
-        port_type=port_type,
-    )
+    function["driver_override"] = None if override in ("", "(null)") else override
+    function["bars"] = _bars(tree.text(f"{path}/resource") or "")
+    function["reset_methods"] = (methods or "").split()
+    function["power_state"] = _power_state(tree, place, entries, gaps)
+    function["physfn"] = tree.link_name(f"{path}/physfn") if "physfn" in entries else None
+    function["names"] = sorted(set(names))
+    function["vm"] = None
+    function["module_id"] = None
+
+
+def _capabilities(
+    tree: Tree, place: _Place, entries: FrozenSet[str], config: Optional[Config], gaps: Gaps
+) -> Optional[Capabilities]:
+    path = place.path
+    found = Capabilities() if config is None else config.capabilities
+    if found is not None and "sriov_totalvfs" in entries:
+        total, enabled = (tree.number(f"{path}/{file}") for file in ("sriov_totalvfs", "sriov_numvfs"))
+        if total is None or enabled is None or min(total, enabled) < 0:
+            gaps.add("capabilities", "the kernel's counts of virtual functions are no numbers", place.bdf)
+            return None
+        found["sriov"] = SrIov(total=total, enabled=enabled)
+    return found
+
+
+def _power_state(tree: Tree, place: _Place, entries: FrozenSet[str], gaps: Gaps) -> Optional[str]:
+    state = tree.text(f"{place.path}/power_state") if "power_state" in entries else None
+    if state in _POWER_STATES:
+        return state
+    reason = "this kernel does not tell it (Linux 5.12 and newer do)" if state is None else f"the kernel says {state!r}"
+    gaps.add("power_state", reason, place.bdf)
+    return None
 
 
 def _identifier(text: Optional[str], digits: int) -> Optional[str]:
     """``0x10DE`` as ``10de``."""
-    try:
-        return None if text is None else format(int(text, 16), f"0{digits}x")
-    except ValueError:
-        return None
+    found = re.match(r"0[xX]([0-9A-Fa-f]{1,6})\Z", text or "")
+    return found.group(1).lower().zfill(digits) if found and len(found.group(1)) <= digits else None
 
 
-def _link(tree: Tree, path: str) -> Link:
-    speed = re.match(r"(\d+(?:\.\d+)?) GT/s", tree.text(f"{path}/max_link_speed") or "")
-    width = tree.number(f"{path}/max_link_width")
-    return Link(
-        max_gtps=float(speed.group(1)) if speed else None,
-        max_width=width if width in _LINK_WIDTHS else None,
-    )
+def _identity(tree: Tree, place: _Place, fact: str, digits: int, gaps: Gaps) -> str:
+    """A number that every function has; zeros, which no function has, when it cannot be read."""
+    text = tree.text(f"{place.path}/{fact}")
+    value = _identifier(text, digits)
+    if value is None:
+        gaps.add(fact, f"the kernel says {text!r}; zeros stand for it", place.bdf)
+    return value or "0" * digits
+
+
+def _link(tree: Tree, place: _Place, gaps: Gaps) -> Link:
+    speed_text = tree.text(f"{place.path}/max_link_speed")
+    width_text = tree.text(f"{place.path}/max_link_width")
+    speed = re.match(r"(\d+(?:\.\d+)?) GT/s", speed_text or "")
+    width = int(width_text) if width_text in _LINK_WIDTHS else None
+    if speed is None or width is None:
+        gaps.add("link", f"the kernel says speed {speed_text!r} and width {width_text!r}", place.bdf)
+    return Link(max_gtps=float(speed.group(1)) if speed else None, max_width=width)
 
 
 def _bars(text: str) -> List[Bar]:
@@ -213,48 +276,15 @@ def _bars(text: str) -> List[Bar]:
     return bars
 
 
-def _port(tree: Tree, path: str) -> Tuple[Optional[bool], Optional[str]]:
-    """Whether the header is a bridge's, and the kind that the PCI Express capability names.
-
-    Without root the kernel shows only the header: then the kind is ``None``, and so is a header that is unreadable.
-    Only the bytes needed are read, for each is an access to the device.
-    """
-    descriptor = tree.open(f"{path}/config")
-    if descriptor is None:
-        return None, None
-    try:
-        header = os.pread(descriptor, _HEADER_BYTES, 0)
-        if len(header) < _HEADER_BYTES or header[0:2] == b"\xff\xff":
-            return None, None
-        is_bridge = header[_HEADER_TYPE] & _HEADER_TYPE_MASK == _HEADER_BRIDGE
-        if not header[_STATUS] & _STATUS_CAPABILITIES:
-            return is_bridge, "bridge"
-        offset = header[_CAPABILITIES] & 0xFC
-        for _step in range(_MAX_CAPABILITIES):
-            if offset < _HEADER_BYTES:
-                return is_bridge, "bridge"
-            capability = os.pread(descriptor, 4, offset)
-            if len(capability) < 4:
-                return is_bridge, None
-            if capability[0] == _CAPABILITY_PCI_EXPRESS:
-                return is_bridge, _PORT_KINDS.get(capability[2] >> 4, "bridge")
-            offset = capability[1] & 0xFC
-        return is_bridge, None
-    except OSError:
-        return None, None
-    finally:
-        os.close(descriptor)
-
-
 def _kind(raw: _Raw, bridge: bool, parent_kind: Optional[str]) -> str:
     """What a function is. A port whose capability is unreadable is told by its place, which PCI Express fixes:
     a port on the root bus is a root port, below an upstream port there are only downstream ports, and a bridge
     below a root or downstream port begins a switch (or a PCI bus, which is one more bridge to cross just as well)."""
-    if not bridge or raw.header_is_bridge is False:
+    if not bridge or raw.config is None or raw.config.is_bridge is False:
         return "endpoint"
-    if raw.port_type is not None:
-        return raw.port_type
-    if not raw.pcie:
+    if raw.config.port_kind is not None:
+        return raw.config.port_kind
+    if not raw.express:
         return "bridge"
     if parent_kind is None:
         return "root_port"
@@ -269,10 +299,12 @@ def _locate(
     nodes: List[Node],
     buses: Dict[str, Optional[int]],
 ) -> None:
-    """The NUMA node: its own, else the nearest ancestor's, else the root bus's, else unknown."""
+    """The NUMA node: its own, else the nearest ancestor's, else the root bus's, else unknown. A node that the machine
+    does not have is no knowledge; without any node listed (a kernel without NUMA) what the function says counts."""
+    numbers = {node["id"] for node in nodes}
     for bdf in (place.bdf, *place.ancestors):
         node = raw[bdf].node if bdf in raw else None
-        if node is not None:
+        if node is not None and (node in numbers or not numbers):
             function["numa_node"] = node
             function["numa_source"] = "own" if bdf == place.bdf else bdf
             return

@@ -5,8 +5,8 @@
 
 What can name a machine or its owner among the files of a capture is the kernel's command line (UUIDs of disks,
 addresses, keys), the id of the boot, adapters' vital product data (serial numbers) and network interfaces that are
-named after their address. Configuration space is captured to 256 bytes, so the serial number capability, an extended
-one, is not in it.
+named after their address. Of configuration spaces only the bytes that the reader reads are kept, so no capability with
+a serial number is.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ import io
 import json
 import re
 import tarfile
-from typing import Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.devices import MARKED_VPD, is_fabric_bridge
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.module_ids import SAVED
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import needed_config
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.software import CAPTURED, to_capture
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
 
 NO_BOOT = b"00000000-0000-0000-0000-000000000000\n"
 HIDDEN = "hidden"
@@ -37,11 +41,28 @@ _TELLING = re.compile(
 _BY_ADDRESS = re.compile(r"\benx[0-9a-f]{12}\b")
 
 
-def repack(archive: bytes, module_ids: Mapping[str, int], identifiers: bool = False) -> bytes:
+def answers(tree: Tree, topology: Topology) -> Dict[str, bytes]:
+    """Files of a capture that no copying makes: path below the root -> what the reader made of the machine's answers.
+
+    They are the bytes that it reads of configuration spaces, and what commands and the boot loader's menu said.
+    """
+    files = needed_config(tree, topology["pci"])
+    ids = {item["bdf"]: item.get("module_id") for item in topology["pci"] if item.get("module_id") is not None}
+    if ids:
+        files[SAVED] = _json(ids)
+    files[CAPTURED] = _json(to_capture(topology))
+    return files
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(dict(data), sort_keys=True) + "\n").encode()
+
+
+def repack(archive: bytes, beside: Mapping[str, bytes], identifiers: bool = False) -> bytes:
     """The same tree as a gzipped tar archive that is equal for equal machines.
 
     :param archive: what ``capture.script`` wrote.
-    :param module_ids: BDF -> module id, kept where the reader looks for saved ones; empty when they are not known.
+    :param beside: files that take the place of those in the archive: of ``answers``.
     :param identifiers: keep what names the machine.
     :raises TopovirtError: when ``archive`` is damaged.
     """
@@ -58,6 +79,7 @@ def repack(archive: bytes, module_ids: Mapping[str, int], identifiers: bool = Fa
                     files[name] = None if source is None else source.read()
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise TopovirtError(f"The capture cannot be read back: {error}.", "Capture it again.") from None
+    files.update(beside)
     if not identifiers:
         files = {name: _public(name, data) for name, data in files.items() if not _tells_nothing_else(name, data)}
         named = sorted({name for path in (*files, *links) for name in _BY_ADDRESS.findall(path)})
@@ -68,8 +90,6 @@ def repack(archive: bytes, module_ids: Mapping[str, int], identifiers: bool = Fa
 
         files = {renamed(name): data for name, data in files.items()}
         links = {renamed(name): renamed(target) for name, target in links.items()}
-    if module_ids:
-        files[SAVED] = (json.dumps(dict(module_ids), sort_keys=True) + "\n").encode()
     return _pack(files, links)
 
 
@@ -84,6 +104,11 @@ def _public(name: str, data: Optional[bytes]) -> Optional[bytes]:
         return (public_cmdline(data.decode("utf-8", "replace")) + "\n").encode()
     if name == "proc/sys/kernel/random/boot_id":
         return NO_BOOT
+    if data is not None and name == CAPTURED:
+        software = json.loads(data)
+        if software["next_cmdline"] is not None:
+            software["next_cmdline"] = public_cmdline(software["next_cmdline"])
+        return _json(software)
     return MARKED_VPD if name.endswith("/vpd") else data
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.devices import assign_roles
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.devices import NVIDIA, assign_roles
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host import (
     read_cores,
     read_host,
@@ -16,10 +17,16 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host import
     read_nodes,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import SCHEMA, Topology
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.module_ids import Run, assign_module_ids
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.module_ids import (
+    NO_MODULE_ID,
+    Run,
+    assign_module_ids,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import read_functions
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.software import read_software
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.usage import host_usage
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.vms import read_vms
 
 
 def read_topology(
@@ -36,18 +43,27 @@ def read_topology(
     :raises TopovirtError: when ``module_ids`` or ``roles`` do not fit the machine.
     """
     tree = Tree(root)
-    nodes = read_nodes(tree)
-    functions, paths = read_functions(tree, nodes)
-    assign_roles(tree, functions, paths, roles)
+    gaps = Gaps()
+    nodes = read_nodes(tree, gaps)
+    functions, paths = read_functions(tree, nodes, gaps)
+    assign_roles(tree, functions, paths, gaps, roles)
     assign_module_ids(tree, functions, run, module_ids)
-    reasons = host_usage(root, run, functions)
+    reasons = host_usage(tree, run, functions)
+    owners = read_vms(tree, gaps)
     for function in functions:
         function["in_use"] = reasons.get(function["bdf"], [])
+        if function["bdf"] in owners:
+            function["vm"] = owners[function["bdf"]]
+        if function["role"] == "gpu" and function["vendor"] == NVIDIA and function["module_id"] is None:
+            gaps.add("module_id", NO_MODULE_ID, function["bdf"])
+    host = read_host(tree, gaps)
     return Topology(
         schema=SCHEMA,
-        host=read_host(tree),
+        host=host,
         iommu=read_iommu(tree, functions),
-        nodes=nodes,
-        cores=read_cores(tree, nodes),
+        software=read_software(tree, root, run, host["kernel"], gaps),
+        numa_nodes=nodes,
+        cores=read_cores(tree, nodes, gaps),
         pci=functions,
+        unknown=gaps.listed(),
     )

@@ -8,7 +8,7 @@ Conversion (isolation, huge pages) and placement must agree on these figures, so
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Core, Topology
 
@@ -38,14 +38,17 @@ def housekeeping_cores(core_count: int) -> int:
 def housekeeping_cpus(topology: Topology) -> Dict[int, List[int]]:
     """Logical CPUs per node that guests' vCPUs never get: the first cores of each node, with all their threads."""
     result: Dict[int, List[int]] = {}
-    for node in topology["nodes"]:
+    for node in topology["numa_nodes"]:
         cores = _cores_of_node(topology, node["id"])
         kept = cores[: housekeeping_cores(len(cores))]
         result[node["id"]] = sorted(cpu for core in kept for cpu in core["threads"])
     return result
 
 
-def guest_pages(memory_bytes: int, page_size_bytes: int) -> int:
-    """Number of huge pages that a node of ``memory_bytes`` can give to guests after the host's reserve."""
+def guest_pages(memory_bytes: Optional[int], page_size_bytes: int) -> int:
+    """Number of huge pages that a node of ``memory_bytes`` can give to guests after the host's reserve: none when the
+    node's memory is unknown."""
+    if memory_bytes is None:
+        return 0
     reserve = max(MEMORY_RESERVE_MIN_BYTES, int(memory_bytes * MEMORY_RESERVE_SHARE))
     return max(0, (memory_bytes - reserve) // page_size_bytes)

@@ -30,7 +30,10 @@ def as_topology(value: Any, name: str) -> Topology:
         errors.append("pci is not a list of functions")
     else:
         for function in functions:
-            lacking = [key for key in PciFunction.__annotations__ if key not in function]
+            wanted = PciFunction.__required_keys__
+            if function.get("kind") == "endpoint":
+                wanted |= PciFunction.__optional_keys__
+            lacking = sorted(wanted.difference(function))
             if lacking:
                 errors.append(f"PCI function {function.get('bdf', '?')} lacks {', '.join(lacking)}")
     if errors:

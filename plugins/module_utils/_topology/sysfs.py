@@ -14,6 +14,9 @@ from typing import Dict, List, Optional
 # (https://docs.kernel.org/filesystems/sysfs.html, "Reading/Writing Attribute Data").
 ATTRIBUTE_BYTES = 4096
 
+# How much of a larger file is asked for at once: a buffer of this size is made for each read.
+_PIECE_BYTES = 1 << 16
+
 # As many links as Linux follows in one path before it gives up (path_resolution(7)).
 _MAX_LINKS = 40
 
@@ -45,8 +48,11 @@ class Tree:
             self._directories[path] = self._resolve(path)
         return self._directories[path]
 
-    def _resolve(self, path: str) -> Optional[str]:
-        """Real path of anything below the root; links, absolute ones included, stay inside."""
+    def _resolve(self, path: str, strict: bool = True) -> Optional[str]:
+        """Real path of anything below the root; links, absolute ones included, stay inside.
+
+        :param strict: None for what is not there; otherwise the rest of the path is taken as it is written.
+        """
         todo = path.split("/")[::-1]
         done: List[str] = []
         links = 0
@@ -60,7 +66,7 @@ class Tree:
             try:
                 target = os.readlink("/".join([self._root, *done, part]))
             except OSError as error:
-                if error.errno != errno.EINVAL:  # EINVAL: there, and no link
+                if strict and error.errno != errno.EINVAL:  # EINVAL: there, and no link
                     return None
                 done.append(part)
                 continue
@@ -97,7 +103,7 @@ class Tree:
         parts = []
         try:
             while limit > 0:
-                part = os.read(descriptor, limit)
+                part = os.read(descriptor, min(limit, _PIECE_BYTES))
                 if not part:
                     break
                 parts.append(part)
@@ -149,6 +155,16 @@ class Tree:
         """The last component of what a symbolic link says: how sysfs names a driver or a group."""
         target = self.link(path)
         return None if target is None else target.rsplit("/", 1)[-1]
+
+    def resolved(self, path: str) -> Optional[str]:
+        """Where ``path`` really is below the root, links followed; nothing needs to be there. ``None``: a circle."""
+        real = self._resolve(path, strict=False)
+        return None if real is None else real[len(self._root) + 1 :]
+
+    def is_directory(self, path: str) -> bool:
+        """Whether ``path`` is a directory or a link to one."""
+        real = self._directory(path)
+        return real is not None and os.path.isdir(real)
 
     def exists(self, path: str) -> bool:
         """Whether there is something at ``path``."""

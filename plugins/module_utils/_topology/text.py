@@ -47,7 +47,7 @@ def topology_text(topology: Topology, bdfs: Optional[Sequence[str]] = None) -> s
         bdfs = [device["bdf"] for device in devices]
     matrix = paths.matrix(bdfs)
     names = labels(topology, bdfs)
-    cpus = {node["id"]: node["cpus"] for node in topology["nodes"]}
+    cpus = {node["id"]: node["cpus"] for node in topology["numa_nodes"]}
     rows: List[List[str]] = [["", *(names[bdf] for bdf in bdfs), "CPUs", "Node", "Address"]]
     for bdf, classes in zip(matrix["order"], matrix["classes"]):
         node = paths.function(bdf)["numa_node"]

@@ -74,7 +74,7 @@ def build_layout(
     :raises TopovirtError: when the guest cannot mirror the host or its BARs do not fit the address space.
     """
     functions: dict[str, PciFunction] = {function["bdf"]: function for function in topology["pci"]}
-    nodes = {node["id"]: node for node in topology["nodes"]}
+    nodes = {node["id"]: node for node in topology["numa_nodes"]}
     order = sorted(cores_by_node)
     cells: list[Cell] = []
     pins: list[list[int]] = []

@@ -37,15 +37,11 @@ def _pci(
     parent: etree._Element, guest_bdf: str, class_code: str, host: PciFunction, above: PciFunction | None
 ) -> etree._Element:
     element = etree.SubElement(parent, "pci", {"busid": guest_bdf, "class": class_code})
-    ids = {
-        "vendor": host["vendor"],
-        "device": host["device"],
-        "subsystem_vendor": host["subsystem_vendor"],
-        "subsystem_device": host["subsystem_device"],
-    }
+    ids = {"vendor": host["vendor"], "device": host["device"]}
+    if host["subsystem"] is not None:
+        ids["subsystem_vendor"], ids["subsystem_device"] = host["subsystem"].split(":")
     for key, value in ids.items():
-        if value is not None:
-            element.set(key, f"0x{value}")
+        element.set(key, f"0x{value}")
     speed, width = _speed(host, above)
     if speed is not None:
         element.set("link_speed", f"{speed:.1f} GT/s PCIe")
@@ -71,7 +67,7 @@ def _below(
         for device in layout["devices"]:
             host = functions[device["bdf"]]
             if device["controller"] == controller["index"] and host["role"] in ("gpu", "nic"):
-                _pci(parent, device["guest_bdf"], f"0x{host['class_code']}", host, functions.get(host["parent"] or ""))
+                _pci(parent, device["guest_bdf"], f"0x{host['class']}", host, functions.get(host["parent"] or ""))
 
 
 def nccl_xml(topology: Topology, layout: Layout) -> str:

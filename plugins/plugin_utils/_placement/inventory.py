@@ -107,7 +107,7 @@ def _units(
 
 
 def _nodes_of_gpus(topology: Topology) -> dict[str, int]:
-    only = topology["nodes"][0]["id"] if len(topology["nodes"]) == 1 else None
+    only = topology["numa_nodes"][0]["id"] if len(topology["numa_nodes"]) == 1 else None
     nodes: dict[str, int] = {}
     unknown: list[str] = []
     for function in topology["pci"]:
@@ -131,7 +131,7 @@ def _promised(domains: Sequence[Allocation], node: int, size: int) -> int:
 
 def _pages(topology: Topology, size: int) -> dict[str, dict[int, int]]:
     none: HugePages = {"total": 0, "free": 0}
-    counts = {node["id"]: node["hugepages"].get(str(size >> 10), none) for node in topology["nodes"]}
+    counts = {node["id"]: node["hugepages"].get(str(size >> 10), none) for node in topology["numa_nodes"]}
     return {
         "total": {node: count["total"] for node, count in counts.items()},
         "free": {node: count["free"] for node, count in counts.items()},
@@ -142,10 +142,10 @@ def _memory(
     topology: Topology, domains: Sequence[Allocation], state: str
 ) -> tuple[int, dict[int, int], dict[int, int]]:
     """Page size, and per node all pages for guests and the free ones among them."""
-    numbers = [node["id"] for node in topology["nodes"]]
+    numbers = [node["id"] for node in topology["numa_nodes"]]
     if state == "unconverted":
         size = PAGE_SIZES[0]
-        total = {node["id"]: guest_pages(node["memory_bytes"], size) for node in topology["nodes"]}
+        total = {node["id"]: guest_pages(node["memory_bytes"], size) for node in topology["numa_nodes"]}
         return size, total, {node: max(0, total[node] - _promised(domains, node, size)) for node in numbers}
     size = next((size for size in PAGE_SIZES if any(_pages(topology, size)["total"].values())), PAGE_SIZES[0])
     pages = _pages(topology, size)
@@ -195,7 +195,7 @@ def take_stock(topology: Topology, domains: Sequence[Allocation], state: str = "
     housekeeping = {node: tuple(cpus) for node, cpus in housekeeping_cpus(topology).items()}
     reserved = {cpu for cpus in housekeeping.values() for cpu in cpus}
     pinned = {cpu for domain in domains for cpu in parse_cpulist(domain["cpus"])}
-    numbers = [node["id"] for node in topology["nodes"]]
+    numbers = [node["id"] for node in topology["numa_nodes"]]
     guest_cores = {
         node: tuple(
             core for core in topology["cores"] if core["node"] == node and not reserved.intersection(core["threads"])

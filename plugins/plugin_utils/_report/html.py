@@ -89,7 +89,7 @@ def _tiles(body: ET.Element, topology: Topology, domains: Sequence[Allocation], 
             tile(f"{len(devices)}", f"{PLURALS[role] if len(devices) > 1 else name}, {free} free")
     tile(f"{len(domains)}", f"VM{'' if len(domains) == 1 else 's'}")
     tile(f"{sum(len(core['threads']) for core in topology['cores'])}", "logical CPUs")
-    tile(gib(sum(node["memory_bytes"] for node in topology["nodes"])), "memory")
+    tile(gib(sum(node["memory_bytes"] or 0 for node in topology["numa_nodes"])), "memory")
 
 
 def _tenants(

@@ -39,7 +39,7 @@ SANS = "system-ui, 'DejaVu Sans', 'Segoe UI', Helvetica, Arial, sans-serif"
 def kind_name(function: PciFunction) -> str:
     """What to call a device: by its role, otherwise by its PCI base class."""
     bases = {"01": "Storage", "02": "Network", "03": "Display", "0c": "USB"}
-    return ROLE_NAMES.get(function["role"] or "") or bases.get((function["class_code"] or "")[:2], "Device")
+    return ROLE_NAMES.get(function["role"] or "") or bases.get((function["class"] or "")[:2], "Device")
 
 
 def _add(parent: ET.Element, tag: str, text: str = "", **attributes: object) -> ET.Element:
@@ -265,7 +265,7 @@ def _memory_bar(
     _add(parent, "rect", x=x, y=y, width=room, height=14, rx=3, fill=NOBODY.fill, stroke=NOBODY.line)
     left = x
     for domain in domains:
-        share = domain["memory_by_node"].get(str(node["id"]), 0) / max(node["memory_bytes"], 1)
+        share = domain["memory_by_node"].get(str(node["id"]), 0) / max(node["memory_bytes"] or 0, 1)
         if share:
             owner = owners.vms[domain["name"]]
             part = _add(
@@ -307,8 +307,10 @@ def _panel(
         if node is None:
             _text(parent, x + PAD, y + 23, "no NUMA node", 15, font_weight="bold")
         else:
-            packages = sorted({core["package"] for core in topology["cores"] if core["node"] == node["id"]})
-            sockets = ", ".join(str(package) for package in packages)
+            packages = {core["package"] for core in topology["cores"] if core["node"] == node["id"]}
+            sockets = ", ".join(
+                str(package) for package in sorted(package for package in packages if package is not None)
+            )
             _text(parent, x + PAD, y + 23, f"NUMA node {node['id']}", 15, font_weight="bold")
             _text(
                 parent,
@@ -323,7 +325,7 @@ def _panel(
                 parent,
                 x + PAD,
                 y + 34 + strip + 13,
-                f"{gib(node['memory_bytes'])} memory · {_pages(node)}",
+                f"{gib(node['memory_bytes'] or 0)} memory · {_pages(node)}",
                 12,
                 fill=FAINT,
             )
@@ -420,8 +422,8 @@ def draw_host(topology: Topology, domains: Sequence[Allocation]) -> ET.Element:
         box = tree.host_bridge(name)
         if box.items:
             boxes.setdefault(_node_of_bridge(functions), []).append(box)
-    nodes: list[Node | None] = list(topology["nodes"])
-    known = {node["id"] for node in topology["nodes"]}
+    nodes: list[Node | None] = list(topology["numa_nodes"])
+    known = {node["id"] for node in topology["numa_nodes"]}
     homeless = [box for node, there in boxes.items() if node not in known for box in there]
     if homeless:
         nodes.append(None)

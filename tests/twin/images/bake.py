@@ -130,7 +130,11 @@ def ensure_images(cache: Path, log: Callable[[str], None]) -> Images:
         firmware = tree / "tree"
         root = qemu_tree.SYSTEM if qemu_tree.system_is_enough() else firmware
         drivers = baker.ensure(
-            "standins", ["standins/build.py", "standins/driver"], [], debian.Mirror.state, standins.build
+            "standins",
+            ["standins/build.py", "standins/driver"],
+            [standins.table()],
+            debian.Mirror.state,
+            standins.build,
         )
         small = baker.ensure(
             "guest", ["images/guest", "images/guest.py", "images/modules.py"], [], debian.Mirror.state, guest.build

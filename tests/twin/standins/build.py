@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Build the stand-in kernel modules for the image's kernel, in a tree of headers and compiler that is thrown away.
 
-Written into ``work``: ``nvidia.ko``, ``mlx5_core.ko``, ``release`` (of the kernel), ``log``.
+Written into ``work``: a module for each native driver that a machine description names (``nvidia.ko`` ...), ``release``
+(of the kernel), ``log``.
 """
 
 from __future__ import annotations
@@ -11,17 +12,31 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from tests.twin import description
 from tests.twin.images import mirror as debian
 from tests.twin.images import process
 
 HERE = Path(__file__).parent / "driver"
 #: Headers and compiler, and the essential programs that kbuild runs. Extracted only: that is enough.
 PACKAGES = ("linux-headers-amd64", "make", "dash", "bash", "coreutils", "sed", "grep", "findutils", "mawk")
-MODULES = ("nvidia", "mlx5_core")
 COMPILE = (
     "cd /driver && make --silent -C /usr/src/linux-headers-*-amd64 M=/driver modules && strip --strip-debug *.ko && "
     "basename /usr/src/linux-headers-*-amd64 > release"
 )
+
+
+def table() -> str:
+    """Drivers and the PCI ids of each, as text for make, from all machine descriptions."""
+    ids: dict[str, set[tuple[int, int]]] = {}
+    for name in description.names():
+        for endpoint in description.load(name).endpoints():
+            kind = endpoint.kind
+            ids.setdefault(kind.native_driver, set()).add((kind.vendor, kind.device))
+    lines = [f"drivers := {' '.join(sorted(ids))}"]
+    for driver, pairs in sorted(ids.items()):
+        entries = ",".join(f"{{PCI_DEVICE({vendor:#06x},{device:#06x})}}" for vendor, device in sorted(pairs))
+        lines.append(f"ids-{driver} := {entries}")
+    return "\n".join(lines) + "\n"
 
 
 def build(work: Path, mirror: debian.Mirror) -> None:
@@ -38,9 +53,10 @@ def build(work: Path, mirror: debian.Mirror) -> None:
         (tree / name).mkdir(exist_ok=True)
     (tree / "usr/bin/awk").symlink_to("mawk")
     shutil.copytree(HERE, tree / "driver")
+    (tree / "driver/drivers.mk").write_text(table())
     process.chroot(tree, ["sh", "-c", COMPILE], log)
-    for module in MODULES:
-        shutil.copy(tree / "driver" / f"{module}.ko", work / f"{module}.ko")
+    for module in (tree / "driver").glob("*.ko"):
+        shutil.copy(module, work / module.name)
     release = (tree / "driver/release").read_text().strip().removeprefix("linux-headers-")
     (work / "release").write_text(f"{release}\n")
     shutil.rmtree(tree)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import fnmatch
 import glob
 import os
 import re
@@ -48,13 +49,13 @@ def test_attributes_of_a_gpu(tree: Path) -> None:
 
 def test_everything_that_the_reader_reads_is_collected_and_there(tree: Path) -> None:
     """A new attribute in the reader must be recorded and compared too. Not every machine has every attribute."""
-    absent = {"IVRS", "physfn"}
+    absent = {"IVRS", "physfn", "SecureBoot-*"}
     collected = {path.rpartition("/")[2] for path in collector.collect(str(tree))}
     for pattern, names in capture.DIRECTORIES:
         assert pattern == "sys/class/infiniband" or glob.glob(f"{tree}/{pattern}"), pattern
         for name in set(names) - absent - {"*"}:
             assert glob.glob(f"{tree}/{pattern}/{name}"), f"{pattern}/{name}"
-            assert name in collected, f"{pattern}/{name} is not collected"
+            assert fnmatch.filter(collected, name), f"{pattern}/{name} is not collected"
 
 
 def test_real_scale(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_an_amd_server(tmp_path: Path) -> None:
     assert [path.name for path in (root / "sys/firmware/acpi/tables").iterdir()] == ["IVRS"]
     iommu = root / "sys/bus/pci/devices/0000:00:1e.0"
     assert [(iommu / name).read_text() for name in ("vendor", "class")] == ["0x1022\n", "0x080600\n"]
-    assert (iommu / "iommu_group").is_symlink()
+    assert not (iommu / "iommu_group").exists()
     assert {bdf for bdf in addresses.iommu_groups(machine) if bdf not in addresses.iommu_groups(MACHINE)} == {
         "0000:00:1e.0"
     }
@@ -162,5 +163,5 @@ def test_configuration_space_is_compared_by_identity_and_capabilities() -> None:
     encoded = f"base64:{base64.b64encode(ConfigSpace(gpu).read(0, 4096)).decode()}"
     assert agreement.reduce_config(encoded) == (
         "10de:2335, class 030200, revision a1, header 00, subsystem 10de:18be, "
-        "port type 0 speed 5 width 16, serial 10de233500000001"
+        "port type 0 speed 5 width 16, read request 2, serial 10de233500000001"
     )

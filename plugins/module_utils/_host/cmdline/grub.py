@@ -66,10 +66,23 @@ class Grub(BootLoader):
 
     def default_entry(self) -> Entry:
         config = self._config()
-        menu = _parse(config)
-        env = self._environment()
-        chosen = _default_of(config).replace("${saved_entry}", env.get("saved_entry", "")) or "0"
-        found = _select(menu, chosen)
+        return self._chosen(_parse(config), _default_of(config))
+
+    def next_arguments(self) -> Tuple[str, ...]:
+        """The kernel command line of the next boot: that of the entry to boot once, else of the default, with
+        whatever custom.cfg adds and sets.
+
+        :raises TopovirtError: no entry boots Linux.
+        :raises OSError: a file cannot be read.
+        """
+        config, own = self._config(), self._root / self.entries_file
+        custom = own.read_text(encoding="utf-8", errors="surrogateescape") if own.is_file() else ""
+        choice = self.next_entry() or _default_of(custom) or _default_of(config)
+        return self._chosen((*_parse(config), *_parse(custom)), choice).arguments
+
+    def _chosen(self, menu: Tuple[_Menu, ...], choice: str) -> Entry:
+        saved = self._environment().get("saved_entry", "")
+        found = _select(menu, choice.replace("${saved_entry}", saved) or "0")
         if found is None or found.is_submenu:
             found = next((entry for entry in _flat(menu)), None)  # as GRUB: the first one
         if found is None:
@@ -148,10 +161,10 @@ def environment(path: Path) -> Dict[str, str]:
 
 
 def _default_of(config: str) -> str:
-    """What grub.cfg sets as default when no entry is to be booted once."""
-    values = re.findall(r'^\s*set default="?([^"\n]*?)"?\s*$', config, re.MULTILINE)
+    """What a configuration sets as default when no entry is to be booted once; empty when nothing."""
+    values = re.findall(r"""^\s*set default=["']?([^"'\n]*?)["']?\s*$""", config, re.MULTILINE)
     usual = [value for value in values if "next_entry" not in value]
-    return usual[-1] if usual else "0"
+    return usual[-1] if usual else ""
 
 
 def _parse(config: str) -> Tuple[_Menu, ...]:
@@ -206,7 +219,7 @@ def _select(menu: Tuple[_Menu, ...], choice: str) -> Optional[_Menu]:
     found: Optional[_Menu] = None
     for part in choice.split(">"):
         found = None
-        if part.isdigit():
+        if part.isdecimal():
             found = level[int(part)] if int(part) < len(level) else None
         else:
             found = next((entry for entry in level if part in (entry.id, entry.title)), None)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host_use import reading
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host_use.disks import Blocks
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import BDF
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
+
+_NVIDIA_GPUS = "proc/driver/nvidia/gpus"
 
 
 class Handle(NamedTuple):
@@ -21,17 +24,14 @@ class Handle(NamedTuple):
     process: str  # "name (pid 12)"
 
 
-def open_files(root: Path) -> tuple[list[Handle], set[str]]:
+def open_files(tree: Tree) -> tuple[list[Handle], set[str]]:
     """Device nodes that processes hold open, and the socket inodes of SSH servers."""
     handles: dict[Handle, None] = {}
     sockets: set[str] = set()
-    for process in sorted((name for name in reading.names(root / "proc") if name.isdigit()), key=int):
-        name = reading.text(root / "proc" / process / "comm").strip() or "process"
-        for descriptor in reading.names(root / "proc" / process / "fd"):
-            try:
-                target = os.readlink(root / "proc" / process / "fd" / descriptor)
-            except OSError:
-                continue
+    for process in sorted((name for name in tree.names("proc") if name.isdecimal()), key=int):
+        name = tree.text(f"proc/{process}/comm") or "process"
+        for descriptor in tree.names(f"proc/{process}/fd"):
+            target = tree.link(f"proc/{process}/fd/{descriptor}") or ""
             if target.startswith("/dev/"):
                 path = target[len("/dev/") :]
                 path = path[: -len(" (deleted)")] if path.endswith(" (deleted)") else path
@@ -41,22 +41,20 @@ def open_files(root: Path) -> tuple[list[Handle], set[str]]:
     return list(handles), sockets
 
 
-def _nvidia_minors(root: Path) -> dict[int, str]:
+def _nvidia_minors(tree: Tree) -> dict[int, str]:
     """Minor number of /dev/nvidiaN -> BDF, as the NVIDIA driver's README describes /proc/driver/nvidia/gpus."""
     found: dict[int, str] = {}
-    for bdf in reading.names(root / "proc/driver/nvidia/gpus"):
-        minor = re.search(
-            r"Device Minor:\s*(\d+)", reading.text(root / "proc/driver/nvidia/gpus" / bdf / "information")
-        )
-        if minor:
-            found[int(minor.group(1))] = bdf.lower()
+    for name in tree.names(_NVIDIA_GPUS):
+        minor = re.search(r"Device Minor:\s*([0-9]{1,9})\b", tree.text(f"{_NVIDIA_GPUS}/{name}/information") or "")
+        if minor and BDF.match(name.lower()):
+            found[int(minor.group(1))] = name.lower()
     return found
 
 
 def handle_uses(
-    root: Path, blocks: Blocks, handles: Iterable[Handle], pci: Sequence[PciFunction]
+    tree: Tree, blocks: Blocks, handles: Iterable[Handle], pci: Sequence[PciFunction]
 ) -> Iterator[tuple[str, str]]:
-    minors = _nvidia_minors(root)
+    minors = _nvidia_minors(tree)
 
     def driven(role: str) -> list[str]:
         return [f["bdf"] for f in pci if f["role"] == role and f["driver"] and f["driver"].startswith("nvidia")]
@@ -66,24 +64,24 @@ def handle_uses(
         bdfs: list[str] = []
         if re.match(r"^nvidia-nvswitch", base):
             bdfs = driven("nvswitch")  # the driver documents no map from these nodes to PCI functions
-        elif re.match(r"^nvidia\d+$", base):
+        elif re.match(r"^nvidia[0-9]{1,9}$", base):
             mapped = minors.get(int(base[len("nvidia") :]))
             bdfs = [mapped] if mapped else driven("gpu")
         elif re.match(r"^nvidia(ctl$|-uvm|-modeset|-cap)", base):
             bdfs = driven("gpu")
         elif handle.path.startswith("dri/"):
-            bdf = reading.bdf_of(root / "sys/class/drm" / base / "device")
+            bdf = reading.bdf_of(tree, f"sys/class/drm/{base}/device")
             bdfs = [bdf] if bdf else []
         elif handle.path.startswith("infiniband/"):
             for klass in ("infiniband_verbs", "infiniband_mad", "infiniband_ucm"):
-                if (root / "sys/class" / klass / base / "device").exists():
-                    bdf = reading.bdf_of(root / "sys/class" / klass / base / "device")
+                if tree.is_directory(f"sys/class/{klass}/{base}/device"):
+                    bdf = reading.bdf_of(tree, f"sys/class/{klass}/{base}/device")
                     bdfs = [bdf] if bdf else []
-        elif base in blocks.names:
+        elif base in blocks:
             bdfs = blocks.pci_of(base)
         elif re.match(r"^(nvme\d+|ng\d+n\d+)$", handle.path):
             klass = "nvme" if base.startswith("nvme") else "nvme-generic"
-            bdf = reading.bdf_of(root / "sys/class" / klass / base / "device")
+            bdf = reading.bdf_of(tree, f"sys/class/{klass}/{base}/device")
             bdfs = [bdf] if bdf else []
         for bdf in bdfs:
             yield bdf, f"{handle.process} has /dev/{handle.path} open"

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host_use import reading
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
 
 
 class Mount(NamedTuple):
@@ -19,20 +19,28 @@ class Mount(NamedTuple):
     options: str
 
 
-def all_mounts(root: Path) -> list[Mount]:
+def all_mounts(tree: Tree) -> list[Mount]:
     """All mounts of all mount namespaces: a container may hold a disk that the first one does not show."""
     found: dict[Mount, None] = {}
     seen: set[str] = set()
-    for process in ["self", *sorted((name for name in reading.names(root / "proc") if name.isdigit()), key=int)]:
-        namespace = reading.link_name(root / "proc" / process / "ns/mnt") if process != "self" else None
+    for process in ["self", *sorted((name for name in tree.names("proc") if name.isdecimal()), key=int)]:
+        namespace = tree.link_name(f"proc/{process}/ns/mnt") if process != "self" else None
         if namespace is not None and namespace in seen:
             continue
         if namespace is not None:
             seen.add(namespace)
-        for line in reading.text(root / "proc" / process / "mountinfo").splitlines():
-            left, separator, right = line.partition(" - ")
-            fields, tail = left.split(), right.split()
-            if separator and len(fields) >= 5 and len(tail) >= 2:
-                options = tail[2] if len(tail) > 2 else ""
-                found[Mount(fields[2], reading.unescape(fields[4]), tail[0], reading.unescape(tail[1]), options)] = None
+        for line in reading.lines(tree, f"proc/{process}/mountinfo"):
+            mount = _mount(line)
+            if mount is not None:
+                found[mount] = None
     return list(found)
+
+
+def _mount(line: str) -> Mount | None:
+    """A line of mountinfo (proc(5)): one blank between fields, for a source can be empty."""
+    left, separator, right = line.partition(" - ")
+    fields, tail = left.split(" "), right.split(" ")
+    if not separator or len(fields) < 5 or len(tail) < 2:
+        return None
+    options = tail[2] if len(tail) > 2 else ""
+    return Mount(fields[2], reading.unescape(fields[4]), tail[0], reading.unescape(tail[1]), options)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host_use import reading
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host_use.disks import Blocks
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host_use.disks import BLOCK, Blocks
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host_use.mounts import Mount
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.host_use.network import Nets
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
+
+_ISCSI = "sys/class/iscsi_connection"
+_NVME = "sys/class/nvme"
 
 _NETWORK_FILE_SYSTEMS = (
     "nfs",
@@ -34,37 +37,36 @@ def _servers(mount: Mount) -> list[str]:
     given = re.findall(r"(?:^|,)addr=([^,]+)", mount.options)
     if given:
         return given
-    found = re.findall(r"\[([0-9a-fA-F:]+)\]|(\d+\.\d+\.\d+\.\d+)", mount.source)
+    found = re.findall(r"\[([0-9a-fA-F:]+)\]|(?<![0-9])([0-9]{1,3}(?:\.[0-9]{1,3}){3})", mount.source)
     return [v6 or v4 for v6, v4 in found] or [mount.source.lstrip("/").split(":")[0].split("/")[0]]
 
 
-def network_storage(root: Path, nets: Nets, mounts: Iterable[Mount]) -> Iterator[tuple[str, str]]:
+def network_storage(tree: Tree, nets: Nets, mounts: Iterable[Mount]) -> Iterator[tuple[str, str]]:
     for mount in mounts:
         if mount.fs_type in _NETWORK_FILE_SYSTEMS and mount.options.find("trans=virtio") < 0:
             for server in _servers(mount):
                 for bdf in nets.towards(server):
                     yield bdf, f"the network mount {mount.mount_point} ({mount.fs_type}) reaches {server} through it"
-    sysfs = root / "sys"
-    for connection in reading.names(sysfs / "class/iscsi_connection"):
-        directory = sysfs / "class/iscsi_connection" / connection
-        server = (reading.text(directory / "address") or reading.text(directory / "persistent_address")).strip()
+    for connection in tree.names(_ISCSI):
+        paths = (f"{_ISCSI}/{connection}/{name}" for name in ("address", "persistent_address"))
+        server = next(filter(None, map(tree.text, paths)), "")
         for bdf in nets.towards(server) if server else []:
             yield bdf, f"an iSCSI session reaches {server} through it"
-    for controller in reading.names(sysfs / "class/nvme"):
-        transport = reading.text(sysfs / "class/nvme" / controller / "transport").strip()
-        address = re.search(r"traddr=([^,\s]+)", reading.text(sysfs / "class/nvme" / controller / "address"))
+    for controller in tree.names(_NVME):
+        transport = tree.text(f"{_NVME}/{controller}/transport")
+        address = re.search(r"traddr=([^,\s]+)", tree.text(f"{_NVME}/{controller}/address") or "")
         if transport in ("tcp", "rdma") and address:
             for bdf in nets.towards(address.group(1)):
                 yield bdf, f"NVMe over {transport} ({controller}) reaches {address.group(1)} through it"
-    for name in reading.names(sysfs / "class/block"):
-        if re.match(r"^nbd\d+$", name) and reading.text(sysfs / "class/block" / name / "pid").strip():
+    for name in tree.names(BLOCK):
+        if re.match(r"^nbd\d+$", name) and tree.text(f"{BLOCK}/{name}/pid"):
             for bdf in nets.towards("default"):
                 yield bdf, f"the network block device /dev/{name} may run through it"
 
 
-def dump_target(root: Path, blocks: Blocks, nets: Nets) -> Iterator[tuple[str, str]]:
+def dump_target(tree: Tree, blocks: Blocks, nets: Nets) -> Iterator[tuple[str, str]]:
     """The targets of kexec-tools' kdump.conf(5); a dump into a mounted file system is covered by the mount."""
-    for line in reading.text(root / "etc/kdump.conf").splitlines():
+    for line in reading.lines(tree, "etc/kdump.conf"):
         fields = line.split("#", 1)[0].split()
         if len(fields) < 2:
             continue

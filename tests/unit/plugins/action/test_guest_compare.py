@@ -43,12 +43,14 @@ TASKS: dict[str, dict[str, Any]] = {
             "filtered": {
                 "matrix": f"{{{{ host.topology | topovirt.kvm.path_matrix(['{GPU_A}', '{NIC_A}']) }}}}",
                 "text": "{{ host.topology | topovirt.kvm.topology_text }}",
-                "expanded": "{{ host.topology.nodes[0].cpus | topovirt.kvm.cpulist_expand }}",
+                "picture": "{{ host.topology | topovirt.kvm.topology_svg }}",
+                "expanded": "{{ host.topology.numa_nodes[0].cpus | topovirt.kvm.cpulist_expand }}",
                 "formatted": "{{ [4, 0, 1] | topovirt.kvm.cpulist_format }}",
             }
         }
     },
     "wrong_device": {"ansible.builtin.debug": {"msg": "{{ host.topology | topovirt.kvm.path_matrix(['0:0']) }}"}},
+    "wrong_picture": {"ansible.builtin.debug": {"msg": "{{ {'schema': 7} | topovirt.kvm.topology_svg }}"}},
     "wrong_topology": {"ansible.builtin.debug": {"msg": "{{ {'schema': 7} | topovirt.kvm.topology_text }}"}},
     "wrong_list": {"ansible.builtin.debug": {"msg": "{{ '1-x' | topovirt.kvm.cpulist_expand }}"}},
     "wrong_cpus": {"ansible.builtin.debug": {"msg": "{{ ['a'] | topovirt.kvm.cpulist_format }}"}},
@@ -131,6 +133,7 @@ def test_a_difference_can_be_only_told(results: dict[str, Any]) -> None:
         ("other_schema", "topology has schema 2"),
         ("wrong_map", "a: 0, 1: b"),
         ("wrong_device", "0:0 is not in the topology"),
+        ("wrong_picture", "schema 7"),
         ("wrong_topology", "schema 7"),
         ("wrong_list", "'1-x' is neither"),
         ("wrong_cpus", "is not a list of CPU numbers"),
@@ -145,5 +148,7 @@ def test_filters(results: dict[str, Any]) -> None:
     filtered = results["filters"]["ansible_facts"]["filtered"]
     assert filtered["matrix"] == {"order": [GPU_A, NIC_A], "classes": [["LOC", "PIX"], ["PIX", "LOC"]]}
     assert filtered["text"].splitlines()[1].startswith("GPU0   X")
+    assert filtered["picture"].startswith("<svg")
+    assert all(bdf.partition(":")[2] in filtered["picture"] for bdf in (GPU_A, NIC_A))
     assert filtered["expanded"] == [0, 1, 4, 5]
     assert filtered["formatted"] == "0-1,4"

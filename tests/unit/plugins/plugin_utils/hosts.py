@@ -22,11 +22,10 @@ def _function(bdf: str, kind: str, parent: str | None, bridge: str, node: int | 
         "bdf": bdf,
         "kind": kind,
         "role": None,
-        "class_code": "060400",
+        "class": "060400",
         "vendor": "104c",
         "device": "8232",
-        "subsystem_vendor": None,
-        "subsystem_device": None,
+        "subsystem": None,
         "parent": parent,
         "host_bridge": bridge,
         "numa_node": node,
@@ -37,9 +36,12 @@ def _function(bdf: str, kind: str, parent: str | None, bridge: str, node: int | 
         "bars": [],
         "link": {"max_gtps": 32.0, "max_width": 16},
         "reset_methods": [],
+        "capabilities": {},
+        "power_state": "D0",
         "physfn": None,
         "names": [],
         "in_use": [],
+        "vm": None,
         "module_id": None,
     }
 
@@ -59,9 +61,9 @@ class _Host:
             kind = self.kinds[spec["endpoint"]]
             roles = {"030200": "gpu", "068000": "nvswitch", "020700": "nic"}
             function["role"] = roles[kind["class"]]
-            function["class_code"] = kind["class"]
+            function["class"] = kind["class"]
             function["vendor"], function["device"] = str(kind["vendor"]), str(kind["device"])
-            function["subsystem_vendor"], function["subsystem_device"] = kind["subsystem"].split(":")
+            function["subsystem"] = kind["subsystem"]
             function["bars"] = [
                 {
                     "index": index,
@@ -74,10 +76,10 @@ class _Host:
             function["link"] = {"max_gtps": float(kind["link"][0]), "max_width": kind["link"][1]}
             function["module_id"] = spec.get("module_id")
         elif "nvme" in spec:
-            function["role"], function["class_code"] = "nvme", "010802"
+            function["role"], function["class"] = "nvme", "010802"
             function["vendor"], function["device"] = "1b36", "0010"
         else:
-            function["class_code"], function["vendor"], function["device"] = "020000", "8086", "10c9"
+            function["class"], function["vendor"], function["device"] = "020000", "8086", "10c9"
             function["driver"] = "igb"
             if spec["network"] == "management":
                 function["in_use"] = ["default route through eth0"]
@@ -158,9 +160,15 @@ def host(scale: str = "real", machine: str | dict[str, Any] = "hgx-h200") -> Top
             "cpu_model_name": None,
             "virtualization": "vmx",
             "phys_bits": 52,
+            "isolated_cpus": "",
+            "nohz_full_cpus": "",
+            "secure_boot": False,
+            "lockdown": "none",
         },
+        "software": {"next_cmdline": "", "libvirt": None, "qemu": None, "features": {}},
+        "unknown": [],
         "iommu": {"kind": description["iommu"], "active": True, "default_domain": "DMA-FQ", "groups": builder.group},
-        "nodes": [
+        "numa_nodes": [
             {
                 "id": node["id"],
                 "cpus": "",

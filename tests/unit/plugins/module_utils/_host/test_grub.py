@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,18 @@ def test_a_failed_build_leaves_nothing(host: FakeHost, monkeypatch: pytest.Monke
     with pytest.raises(TopovirtError, match=r"mkinitramfs failed for kernel 6\.12\.0-test: no space left"):
         initramfs_tools.build(host.root, host.run, "cafe0001", [], "6.12.0-test", host.root / "boot/ours")
     assert not list((host.root / "boot").glob("ours*"))
+
+
+def test_the_command_line_of_the_next_boot(host: FakeHost) -> None:
+    grub = Grub(host.root, host.run)
+    usual = grub.default_entry().arguments
+    assert grub.next_arguments() == usual
+    ours = replace(grub.default_entry(), id="ours", title="Ours", arguments=("root=x", "iommu=pt"))
+    host.write("boot/grub/custom.cfg", grub.render("", [ours], None))
+    assert grub.next_arguments() == usual
+    grub.set_next_entry("ours")
+    assert grub.next_arguments() == ("root=x", "iommu=pt")
+    grub.set_next_entry("")
+    host.write("boot/grub/custom.cfg", grub.render("", [ours], ours))
+    assert grub.next_arguments() == ("root=x", "iommu=pt")
+    assert grub.default_entry().arguments == usual

@@ -30,7 +30,7 @@ def topology() -> dict[str, Any]:
     }
     pages = {"1048576": {"total": 3, "free": 3}}
     return {
-        "nodes": [
+        "numa_nodes": [
             {"id": 0, "cpus": "0-3", "memory_bytes": 6 << 30, "hugepages": copy.deepcopy(pages)},
             {"id": 1, "cpus": "4-7", "memory_bytes": 6 << 30, "hugepages": copy.deepcopy(pages)},
         ],
@@ -87,8 +87,8 @@ def test_devices_without_a_role_do_not_count() -> None:
 
 def test_nodes_pages_and_cores() -> None:
     now = topology()
-    now["nodes"][1]["cpus"] = "4-6"
-    now["nodes"][0]["hugepages"]["1048576"] = {"total": 2, "free": 0}
+    now["numa_nodes"][1]["cpus"] = "4-6"
+    now["numa_nodes"][0]["hugepages"]["1048576"] = {"total": 2, "free": 0}
     now["cores"][0]["threads"] = [0]
     assert changes(basis(topology()), basis(now)) == [
         "NUMA node 0: huge pages (size in KiB: count) was {'1048576': 3}, is {'1048576': 2}",
@@ -99,7 +99,7 @@ def test_nodes_pages_and_cores() -> None:
 
 def test_free_pages_come_and_go_with_the_vms() -> None:
     now = topology()
-    now["nodes"][0]["hugepages"]["1048576"]["free"] = 0
+    now["numa_nodes"][0]["hugepages"]["1048576"]["free"] = 0
     assert changes(basis(topology()), basis(now)) == []
 
 

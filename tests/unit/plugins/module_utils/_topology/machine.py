@@ -12,9 +12,10 @@ from pathlib import Path
 ENDPOINT, ROOT_PORT, UPSTREAM, DOWNSTREAM, PCI_BRIDGE = 0, 4, 5, 6, 7
 
 
-def config_space(vendor: str, device: str, header_type: int, port_type: int | None, length: int = 256) -> bytes:
-    """Configuration space with a power management capability at 0x40 and PCI Express, if any, behind it at 0x60."""
-    space = bytearray(256)
+def config_space(vendor: str, device: str, header_type: int, port_type: int | None, length: int = 4096) -> bytes:
+    """Configuration space with a power management capability at 0x40 and PCI Express, if any, behind it at 0x60, with
+    read requests of 512 bytes; without extended capabilities."""
+    space = bytearray(4096)
     space[0:2] = int(vendor, 16).to_bytes(2, "little")
     space[2:4] = int(device, 16).to_bytes(2, "little")
     space[0x0E] = header_type | 0x80  # also multi-function, which must not matter
@@ -23,6 +24,7 @@ def config_space(vendor: str, device: str, header_type: int, port_type: int | No
         space[0x34] = 0x40
         space[0x40:0x42] = bytes([0x01, 0x60])
         space[0x60:0x64] = bytes([0x10, 0x00, (port_type << 4) | 2, 0x00])
+        space[0x69] = 0x20
     return bytes(space[:length])
 
 
@@ -58,7 +60,10 @@ class Machine:
             self.write(f"sys/firmware/acpi/tables/{table}", b"\0")
         (self.root / "sys/firmware").mkdir(parents=True, exist_ok=True)
         if uefi:
-            (self.root / "sys/firmware/efi").mkdir(parents=True)
+            self.write("sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", b"\6\0\0\0\1")
+        self.write("sys/kernel/security/lockdown", "none [integrity] confidentiality\n")
+        self.write("sys/devices/system/cpu/isolated", "2-3\n")
+        self.write("sys/devices/system/cpu/nohz_full", "(null)\n")
 
     def node(self, number: int, cpus: str, distance: str, memory_kib: int = 1048576) -> None:
         path = f"sys/devices/system/node/node{number}"
@@ -87,7 +92,7 @@ class Machine:
         class_code: str = "0x088000",
         node: int = -1,
         port_type: int | None = None,
-        config_bytes: int = 256,
+        config_bytes: int = 4096,
         group: int | None = None,
         driver: str | None = None,
         resource: str = "",
@@ -108,6 +113,7 @@ class Machine:
         self.write(f"{path}/resource", resource or "0x0 0x0 0x0\n" * 7)
         self.write(f"{path}/driver_override", "(null)\n")
         self.write(f"{path}/reset_method", "flr bus\n")
+        self.write(f"{path}/power_state", "D0\n")
         self.write(f"{path}/config", config_space(vendor, device, 1 if bridge else 0, port_type, config_bytes))
         if link:
             self.write(f"{path}/max_link_speed", f"{link[0]}\n")
@@ -129,11 +135,11 @@ class Machine:
     def nic(self, bdf: str, below: str, node: int = -1) -> str:
         return self.pci(bdf, below, "15b3:1021", "0x020700", node, ENDPOINT)
 
-    def port(self, bdf: str, below: str, port_type: int, node: int = -1, config_bytes: int = 256) -> str:
+    def port(self, bdf: str, below: str, port_type: int, node: int = -1, config_bytes: int = 4096) -> str:
         return self.pci(bdf, below, "1000:c030", "0x060400", node, port_type, config_bytes)
 
 
-def two_level_machine(root: Path, node_of_devices: int = 0, config_bytes: int = 256) -> Machine:
+def two_level_machine(root: Path, node_of_devices: int = 0, config_bytes: int = 4096) -> Machine:
     """Two sockets. On socket 0 host bridge 20 with a two-level switch and one more root port, host bridge 50 with one
     device; on socket 1 host bridge 90 with one device::
 

@@ -166,7 +166,7 @@ def test_as_topology_accepts_what_the_reader_returns_after_json(topology: Topolo
         ({}, "schema None"),
         ({"schema": 2}, "schema 2"),
         ({"schema": 1, "pci": 3}, "host is missing.*pci is not a list"),
-        ({"schema": 1, "pci": [{"bdf": "0000:01:00.0"}]}, "0000:01:00.0 lacks kind, role"),
+        ({"schema": 1, "pci": [{"bdf": "0000:01:00.0"}]}, "0000:01:00.0 lacks capabilities, class, device"),
     ],
 )
 def test_what_is_no_topology_is_refused_with_all_reasons(value: Any, message: str) -> None:

@@ -16,8 +16,14 @@ import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import script, unpack
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.publish import NO_BOOT, public_cmdline, repack
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.publish import (
+    NO_BOOT,
+    answers,
+    public_cmdline,
+    repack,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
 
 from tests.twin import description, recorded
 from tests.unit.plugins.module_utils._topology.machine import two_level_machine
@@ -44,13 +50,16 @@ def comparable(topology: Topology) -> dict[str, Any]:
     return result
 
 
+def packed(root: Path, identifiers: bool = False) -> bytes:
+    return repack(captured(root), answers(Tree(root), read_topology(root)), identifiers)
+
+
 @pytest.mark.parametrize("machine", description.names())
 def test_every_machine_reads_back_as_it_was(machine: str, tmp_path: Path) -> None:
     tree = tmp_path / "machine"
     recorded.record(description.load(machine), tree)
     topology = read_topology(tree)
-    ids = {item["bdf"]: item["module_id"] for item in topology["pci"] if item["module_id"] is not None}
-    assert comparable(read_back(repack(captured(tree), ids), tmp_path / "back")) == comparable(topology)
+    assert comparable(read_back(packed(tree), tmp_path / "back")) == comparable(topology)
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ def content(archive: bytes) -> bytes:
 def test_nothing_names_the_machine(named: Path, tmp_path: Path) -> None:
     raw = captured(named)
     assert all(secret in content(raw) for secret in SECRETS)  # else this test would prove nothing
-    archive = repack(raw, {})
+    archive = packed(named)
     assert not [secret for secret in SECRETS if secret in content(archive)]
     back = read_back(archive, tmp_path / "back")
     assert back["host"]["cmdline"] == "root=hidden ro ip=hidden intel_iommu=on hugepages=0:2,1:2"
@@ -83,13 +92,13 @@ def test_nothing_names_the_machine(named: Path, tmp_path: Path) -> None:
 
 
 def test_identifiers_stay_when_asked_for(named: Path) -> None:
-    archive = repack(captured(named), {}, identifiers=True)
+    archive = packed(named, identifiers=True)
     assert all(secret in content(archive) for secret in SECRETS)
 
 
 def test_the_same_machine_gives_the_same_bytes(named: Path) -> None:
-    assert repack(captured(named), {"0000:25:00.0": 3}) == repack(captured(named), {"0000:25:00.0": 3})
-    with tarfile.open(fileobj=io.BytesIO(repack(captured(named), {}))) as tar:
+    assert packed(named) == packed(named)
+    with tarfile.open(fileobj=io.BytesIO(packed(named))) as tar:
         assert {(member.uid, member.gid, member.mtime, member.uname) for member in tar} == {(0, 0, 0, "")}
 
 

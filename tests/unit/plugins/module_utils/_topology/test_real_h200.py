@@ -51,7 +51,7 @@ def real(machine: Path) -> dict[str, Any]:
 
 def test_the_reader_knows_the_gpu(machine: Path) -> None:
     gpu = real(machine)
-    assert (gpu["role"], gpu["class_code"], gpu["driver"], gpu["kind"]) == ("gpu", "030200", "nvidia", "endpoint")
+    assert (gpu["role"], gpu["class"], gpu["driver"], gpu["kind"]) == ("gpu", "030200", "nvidia", "endpoint")
     assert [(bar["index"], bar["size_bytes"] >> 20) for bar in gpu["bars"]] == [(0, 16), (2, 262144), (4, 32)]
     assert gpu["link"] == {"max_gtps": 32.0, "max_width": 16}
     assert gpu["reset_methods"] == ["flr"]
@@ -82,7 +82,7 @@ def test_the_emulated_h200_is_like_it(machine: Path) -> None:
         if isinstance(device, Endpoint) and f"{device.kind.device:04x}" == gpu["device"]
     )
     kind = emulated.kind
-    assert (f"{kind.vendor:04x}", f"{kind.class_code:06x}") == (gpu["vendor"], gpu["class_code"])
+    assert (f"{kind.vendor:04x}", f"{kind.class_code:06x}") == (gpu["vendor"], gpu["class"])
     assert dict(kind.bars) == {bar["index"]: bar["size_bytes"] for bar in gpu["bars"]}
     assert (kind.link.gtps, kind.link.width) == (gpu["link"]["max_gtps"], gpu["link"]["max_width"])
     spaces = [base64.b64decode(RECORDED["gpu_config_space_base64"]), ConfigSpace(emulated).read(0, 4096)]

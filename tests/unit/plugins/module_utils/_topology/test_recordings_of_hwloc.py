@@ -77,7 +77,7 @@ def read(place: Path, name: str) -> Topology:
 def test_nodes_cores_and_caches(tmp_path: Path, name: str, tree: str) -> None:
     found = expected(name)
     topology = read(tmp_path, tree)
-    assert [node["id"] for node in topology["nodes"]] == sorted(
+    assert [node["id"] for node in topology["numa_nodes"]] == sorted(
         line.number for line in found if line.kind == "NUMANode" and line.number is not None
     )
     threads = [line for line in found if line.kind == "PU"]

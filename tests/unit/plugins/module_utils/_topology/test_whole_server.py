@@ -47,7 +47,7 @@ def test_devices(topology: Topology) -> None:
     assert (kinds["upstream_port"], kinds["downstream_port"], kinds["bridge"]) == (4, 20, 0)
     assert {function["driver"] for function in by_role(topology, "gpu")} == {"nvidia"}
     assert {function["numa_source"] for function in by_role(topology, "gpu")} == {"own"}
-    assert all(function["module_id"] is None for function in topology["pci"])  # nobody asked the driver
+    assert all(function.get("module_id") is None for function in topology["pci"])  # nobody asked the driver
 
 
 def test_large_bars_and_links(topology: Topology) -> None:
@@ -56,7 +56,7 @@ def test_large_bars_and_links(topology: Topology) -> None:
         assert gpu["link"] == {"max_gtps": 32.0, "max_width": 16}
     ports = [function for function in topology["pci"] if function["kind"] == "upstream_port"]
     assert [port["link"] for port in ports] == [{"max_gtps": 32.0, "max_width": 16}] * 4
-    assert not any(function["bars"] for function in topology["pci"] if function["kind"] != "endpoint")
+    assert not any("bars" in function for function in topology["pci"] if function["kind"] != "endpoint")
 
 
 def test_every_switch_has_two_gpus_two_nics_and_a_disk(topology: Topology) -> None:
@@ -113,7 +113,7 @@ def test_cores_and_nodes(tmp_path: Path, scale: str, cores: int, threads: int, f
     assert sum(len(core["threads"]) for core in topology["cores"]) == threads
     assert topology["cores"][0]["threads"] == first
     assert [core["package"] for core in topology["cores"]] == [core["node"] for core in topology["cores"]]
-    assert [node["distances"] for node in topology["nodes"]] == [{"0": 10, "1": 21}, {"0": 21, "1": 10}]
+    assert [node["distances"] for node in topology["numa_nodes"]] == [{"0": 10, "1": 21}, {"0": 21, "1": 10}]
 
 
 def test_module_ids_outlive_the_driver(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def plan_on(bridges: list[dict[str, Any]], gpus: int) -> dict[str, Any]:
     for function in topology["pci"]:
         if function["kind"] == "upstream_port":
             function["vendor"], function["device"] = "1000", "c030"
-            function["subsystem_vendor"], function["subsystem_device"] = "1000", "0100"
+            function["subsystem"] = "1000:0100"
     (vm,) = make_plan([request("a", gpus)], topology, [], "none", "host")["vms"]
     result: dict[str, Any] = vm
     return result

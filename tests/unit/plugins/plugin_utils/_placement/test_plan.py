@@ -54,7 +54,7 @@ def as_domains(made: dict[str, Any], topology: Topology, state: str = "running")
         domain["state"] = state
         domains.append(domain)
         if state == "running":
-            for node in topology["nodes"]:
+            for node in topology["numa_nodes"]:
                 used = domain["memory_by_node"].get(str(node["id"]), 0) // GIB
                 node["hugepages"]["1048576"]["free"] -= used
     return domains
@@ -191,7 +191,7 @@ def test_memory_is_the_nodes_own() -> None:
 
 def test_two_mib_pages_when_there_are_no_larger_ones() -> None:
     topology = host()
-    for node in topology["nodes"]:
+    for node in topology["numa_nodes"]:
         node["hugepages"] = {"2048": {"total": 1000, "free": 1000}, "1048576": {"total": 0, "free": 0}}
     (vm,) = plan([request("a", 4)], "shared_nvswitch", topology)["vms"]
     assert vm["placement"]["page_size_bytes"] == 2 << 20
@@ -223,7 +223,7 @@ def test_cpus_of_existing_vms_are_not_given_out_again() -> None:
 def test_pages_promised_to_a_vm_that_is_off_are_not_given_out_when_others_use_the_rest() -> None:
     topology = host()
     off = as_domains(plan([request("old", 1, memory="30GiB")], "shared_nvswitch", topology), topology, "shut off")
-    topology["nodes"][0]["hugepages"]["1048576"]["free"] = 40  # something else holds 932 of 972
+    topology["numa_nodes"][0]["hugepages"]["1048576"]["free"] = 40  # something else holds 932 of 972
     error = refusal([request("a", 1, memory="2TiB"), request("b", 8)], "shared_nvswitch", topology, off)
     assert "of NUMA node 0, 10 are free" in error.message
 
@@ -315,7 +315,7 @@ def test_devices_off_vfio_are_not_given_out_but_can_be_planned_for() -> None:
     for item in topology["pci"]:
         if item["role"] in ("gpu", "nic"):
             item["driver"] = "nvidia" if item["role"] == "gpu" else "mlx5_core"
-    for node in topology["nodes"]:
+    for node in topology["numa_nodes"]:
         node["hugepages"] = {}
     error = refusal([request("a", 1)], "shared_nvswitch", topology)
     assert "its driver is nvidia, expected vfio-pci" in error.message
@@ -344,7 +344,7 @@ def test_iommu_groups_are_kept_whole() -> None:
     topology = host()
     # A GPU with an audio function in its group: it goes along.
     gpu = function(topology, "0000:23:00.0")
-    audio: PciFunction = {**gpu, "bdf": "0000:23:00.1", "role": None, "class_code": "040300", "module_id": None}
+    audio: PciFunction = {**gpu, "bdf": "0000:23:00.1", "role": None, "class": "040300", "module_id": None}
     topology["pci"].append(audio)
     topology["pci"].sort(key=lambda item: item["bdf"])
     (vm,) = plan([request("a", 4)], "shared_nvswitch", topology)["vms"]
@@ -466,7 +466,7 @@ def test_too_few_address_bits() -> None:
 
 def test_no_pages_at_all() -> None:
     topology = host()
-    for node in topology["nodes"]:
+    for node in topology["numa_nodes"]:
         node["hugepages"] = {}
     assert "0 are free" in refusal([request("a", 1)], "shared_nvswitch", topology).message
 

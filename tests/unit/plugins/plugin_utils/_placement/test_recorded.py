@@ -45,7 +45,7 @@ def recorded(scale: str, drivers: str = "vfio") -> Topology:
     """The recorded server; with vfio drivers also with the huge pages that conversion makes."""
     topology = deepcopy(_read(scale, drivers))
     if drivers == "vfio":
-        for node in topology["nodes"]:
+        for node in topology["numa_nodes"]:
             pages = guest_pages(node["memory_bytes"], GIB)
             node["hugepages"]["1048576"] = {"total": pages, "free": pages}
     return topology

@@ -81,7 +81,7 @@ def fits(
     topology: Topology, sets: list[tuple[str, ...]], requests: list[dict[str, Any]], node_of: dict[str, int]
 ) -> bool:
     """Memory and cores: split evenly, as a VM here has at most two GPUs."""
-    pages = {node["id"]: node["hugepages"]["1048576"]["total"] for node in topology["nodes"]}
+    pages = {node["id"]: node["hugepages"]["1048576"]["total"] for node in topology["numa_nodes"]}
     cores = dict.fromkeys(pages, 14)  # 16, less 2 for the host
     for chosen, wanted in zip(sets, requests, strict=True):
         for gpu in chosen:
@@ -159,6 +159,6 @@ def test_an_undecided_search_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_can_decide_the_node() -> None:
     topology = host()
-    topology["nodes"][0]["hugepages"]["1048576"]["free"] = 10
+    topology["numa_nodes"][0]["hugepages"]["1048576"]["free"] = 10
     (vm,) = make_plan([request("a", 1, memory="11GiB")], topology, [], "none", "host")["vms"]
     assert vm["placement"]["memory_by_node"] == {"1": 11 * GIB}

@@ -11,7 +11,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains impo
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.compare import Comparison
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction, Topology
 
-KEYS = "class_code subsystem_vendor subsystem_device driver_override physfn numa_source iommu_group driver module_id"
+KEYS = "class subsystem driver_override physfn numa_source iommu_group driver module_id"
 HOST_KEYS = "boot_id firmware os_id os_version cpu_vendor cpu_family cpu_model virtualization phys_bits"
 
 
@@ -19,6 +19,7 @@ def function(bdf: str, parent: str | None, **given: object) -> PciFunction:
     plain: dict[str, object] = dict.fromkeys(KEYS.split())
     plain |= {"kind": "endpoint", "role": None, "numa_node": 0, "vendor": "10de", "device": "2335", "bars": []}
     plain |= {"link": {"max_gtps": 32.0, "max_width": 16}, "reset_methods": [], "names": [], "in_use": []}
+    plain |= {"capabilities": {}, "power_state": "D0", "vm": None}
     return cast(PciFunction, {**plain, "bdf": bdf, "parent": parent, "host_bridge": bdf[:7], **given})
 
 
@@ -57,7 +58,9 @@ def host() -> Topology:
         "schema": 1,
         "host": running | {"cpu_model_name": "A & B"},
         "iommu": {"kind": "dmar", "active": True, "default_domain": "DMA", "groups": 9},
-        "nodes": nodes,
+        "numa_nodes": nodes,
+        "software": {"next_cmdline": "", "libvirt": None, "qemu": None, "features": {}},
+        "unknown": [],
         "cores": cores,
         "pci": [used, *shared, *switch(0x20, 0, 1), *switch(0x90, 1, 3)],
     }

@@ -137,7 +137,7 @@ def test_input_of_another_shape_is_refused_in_words() -> None:
 
 def test_what_the_host_uses_is_drawn_even_without_a_role() -> None:
     topology = hosts.host()
-    topology["pci"][0]["role"], topology["pci"][0]["class_code"] = None, "020000"
+    topology["pci"][0]["role"], topology["pci"][0]["class"] = None, "020000"
     assert len(titled(draw_host(topology, []), "Network 0000:00:03.0")) == 1
     assert "Network 00:03.0" in report(topology, [], [], "h")
 
