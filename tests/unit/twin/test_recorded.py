@@ -76,9 +76,7 @@ def test_an_amd_server(tmp_path: Path) -> None:
     iommu = root / "sys/bus/pci/devices/0000:00:1e.0"
     assert [(iommu / name).read_text() for name in ("vendor", "class")] == ["0x1022\n", "0x080600\n"]
     assert not (iommu / "iommu_group").exists()
-    assert {bdf for bdf in addresses.iommu_groups(machine) if bdf not in addresses.iommu_groups(MACHINE)} == {
-        "0000:00:1e.0"
-    }
+    assert addresses.iommu_groups(machine).keys() == addresses.iommu_groups(MACHINE).keys()
     cpu63 = root / "sys/devices/system/cpu/cpu63"
     assert (cpu63 / "cache/index3/id").read_text() == "7\n", "the eighth of twelve"
     assert (cpu63 / "cache/index3/shared_cpu_list").read_text() == "56-63,152-159\n"
