@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
+
+import yaml
 
 from tests.twin import agreement, description, recorded
 from tests.twin.images.process import BakeError
@@ -58,13 +61,42 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument(
         "--drivers", choices=recorded.DRIVERS, default="native", help="who holds the passthrough devices"
     )
+    describe = commands.add_parser("describe", help="print the description of a machine from its capture")
+    describe.add_argument("capture", type=Path, help="archive of topology_capture, or the directory of its tree")
+    describe.add_argument("name", help="of the new machine")
     return parser
+
+
+def _describe(capture: Path, name: str) -> None:
+    # The only command that needs the collection itself; the others run without it on Python's path.
+    from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+    from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import unpack
+    from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
+
+    from tests.twin.from_topology import describe
+
+    with tempfile.TemporaryDirectory() as folder:
+        tree = capture
+        try:
+            if not capture.is_dir():
+                tree = Path(folder)
+                unpack(capture.read_bytes(), tree)
+            data, left_out = describe(read_topology(tree), name)
+        except (TopovirtError, OSError) as error:
+            raise TwinError(f"{capture}: {error}") from None
+    description.parse(data)
+    print(yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120), end="")
+    for line in left_out:
+        print(line, file=sys.stderr)
 
 
 def _run(arguments: argparse.Namespace, remote: list[str]) -> int:
     if arguments.command == "record":
         machine = description.load(arguments.machine, arguments.variant)
         recorded.record(machine, arguments.directory, arguments.scale, arguments.drivers)
+        return 0
+    if arguments.command == "describe":
+        _describe(arguments.capture, arguments.name)
         return 0
     server = Server(arguments.machine, arguments.variant, arguments.dir)
     if arguments.command == "up":
