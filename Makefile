@@ -2,7 +2,7 @@
 PYTHON := /usr/bin/python3
 MACHINE ?= hgx-h200
 .DEFAULT_GOAL := help
-.PHONY: help python setup test demo scenario scenarios
+.PHONY: help python setup test bench demo scenario scenarios
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-16s %s\n' "$$name" "$$what"; done
@@ -20,6 +20,9 @@ test: setup ## lint, types, unit tests, sanity, molecule scenario "default"
 demo: python ## the whole job on an emulated server; MACHINE=hgx-h200, KEEP=1 leaves the server up
 	@$(PYTHON) -m tests.tools.prepare --emulate
 	@$(PYTHON) -m tests.tools.inside tests.demo --machine $(MACHINE) $(if $(KEEP),--keep)
+
+bench: setup ## what the reader costs beside others, and how much rubbish it survives; last line: the JSON file
+	@$(PYTHON) -m tests.tools.inside tests.bench
 
 scenario: python ## one molecule scenario alone: NAME=default, NAME=hgx-h200
 	@$(PYTHON) -m tests.tools.prepare --emulate

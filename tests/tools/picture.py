@@ -1,25 +1,25 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The picture in the README: an HGX H200 with two tenants, as the report draws it, from the recorded tree and a plan.
+"""The pictures in the docs, from recorded trees: an HGX H200 with two tenants as planned, and an empty DGX-2.
 
-``python -m tests.tools.picture [FILE]`` writes it (default docs/host.svg); a test holds the committed one against it.
-With a file that ends in .html it writes the whole report page.
+``python -m tests.tools.picture`` writes them (docs/host.svg, docs/dgx-2.svg); a test holds the committed ones against
+it. With a file that ends in .html it writes the whole report page of the two tenants there.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
+from ansible_collections.topovirt.kvm.plugins.filter.topology_svg import topology_svg
 from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import Allocation, parse_domain
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.html import report
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.svg import draw_host
 
 from tests.tools import workspace
 from tests.twin import description, recorded
@@ -47,17 +47,26 @@ def two_tenants(scale: str) -> tuple[Topology, list[Allocation]]:
     return topology, domains
 
 
-def picture() -> str:
-    svg = draw_host(*two_tenants("real"))
-    return ET.tostring(svg, encoding="unicode") + "\n"
+def dgx_2() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        recorded.record(description.load("dgx-2"), Path(folder), "real")
+        return topology_svg(read_topology(Path(folder)))
+
+
+def two_tenants_of_hgx_h200() -> str:
+    topology, domains = two_tenants("real")
+    return topology_svg(topology, domains)
+
+
+PICTURES: dict[str, Callable[[], str]] = {"docs/host.svg": two_tenants_of_hgx_h200, "docs/dgx-2.svg": dgx_2}
 
 
 def main() -> int:
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else workspace.ROOT / "docs/host.svg"
-    if target.suffix == ".html":
-        target.write_text(report(*two_tenants("boot"), [], "hgx-h200"), encoding="utf-8")
-    else:
-        target.write_text(picture(), encoding="utf-8")
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(report(*two_tenants("boot"), [], "hgx-h200"), encoding="utf-8")
+        return 0
+    for path, draw in PICTURES.items():
+        (workspace.ROOT / path).write_text(draw(), encoding="utf-8")
     return 0
 
 

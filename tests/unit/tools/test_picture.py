@@ -1,16 +1,19 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The picture in the README is what the report draws today."""
+"""The pictures in the docs are what is drawn today."""
 
 from __future__ import annotations
+
+import pytest
 
 from tests.tools import picture, workspace
 
 
-def test_the_committed_picture_is_current() -> None:
-    committed = (workspace.ROOT / "docs/host.svg").read_text(encoding="utf-8")
-    assert committed == picture.picture(), "draw it again: python -m tests.tools.inside tests.tools.picture"
+@pytest.mark.parametrize("path", picture.PICTURES)
+def test_the_committed_picture_is_current(path: str) -> None:
+    committed = (workspace.ROOT / path).read_text(encoding="utf-8")
+    assert committed == picture.PICTURES[path](), "draw it again: python -m tests.tools.inside tests.tools.picture"
 
 
 def test_both_tenants_own_half_of_the_board() -> None:
