@@ -13,6 +13,9 @@ from pathlib import Path
 
 NAMES = ("lstopo-no-graphics", "lstopo")  # of Debian's hwloc-nox and hwloc
 
+# Everything, also what it usually leaves out or folds together.
+OPTIONS = ("--of", "xml", "--whole-io", "--whole-system", "--no-collapse", "-")
+
 _MASKS = {"core_cpus": "thread_siblings_list", "package_cpus": "core_siblings_list"}
 _BITS_PER_WORD = 32
 
@@ -63,8 +66,7 @@ def mask_of(cpulist: str) -> str:
 
 def command(tree: Path) -> tuple[list[str], dict[str, str]]:
     """Words and environment with which lstopo reads ``tree`` whole, also what it usually leaves out."""
-    words = [program(), "--of", "xml", "--whole-io", "--whole-system", "--no-collapse", "-"]
-    return words, {"HWLOC_FSROOT": str(tree), "HWLOC_COMPONENTS": "-x86", "PATH": "/usr/bin:/bin"}
+    return [program(), *OPTIONS], {"HWLOC_FSROOT": str(tree), "HWLOC_COMPONENTS": "-x86", "PATH": "/usr/bin:/bin"}
 
 
 def objects(tree: Path) -> ET.Element:

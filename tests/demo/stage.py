@@ -4,7 +4,7 @@
 """What the scenarios on emulated servers do besides running playbooks: ``python -m tests.demo.stage STEP [SCENARIO]``.
 
 create      boot the server, write inventory and variables, record how the host is
-agree       the recorded tree of the machine is what the booted kernel shows
+agree       the recorded tree of the machine is what the booted kernel shows, and so does lstopo on the server
 in-use      devices that the host uses are in the passthrough set: one refusal names them all, nothing changes
 no-iommu    a server whose IOMMU is off in firmware is refused, nothing changes
 predict     run convert-to-kvm in check mode, then for real: the same tasks change something
@@ -27,11 +27,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.bench import on_server
 from tests.demo import controls, steady, story
 from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
-from tests.twin import agreement
 from tests.twin.lifecycle import Server, TwinError
 
 MACHINE = "hgx-h200"
@@ -95,8 +95,8 @@ def create(mine: Operator) -> None:
 
 
 def agree(mine: Operator) -> None:
-    if agreement.report(mine.server):
-        raise Failure("the recorded tree, on which the fast tests rest, is not what the kernel shows")
+    if on_server.agree(mine.server):
+        raise Failure("the recorded tree, on which the fast tests rest, or lstopo is not what the kernel shows")
 
 
 def predict(mine: Operator) -> None:

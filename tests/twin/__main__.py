@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.twin import agreement, description, recorded
+from tests.twin import description, recorded
 from tests.twin.images.process import BakeError
 from tests.twin.lifecycle import DEFAULT_MACHINE, Server, TwinError
 from tests.twin.supervisor import RUNNING
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _describe(capture: Path, name: str) -> None:
-    # The only command that needs the collection itself; the others run without it on Python's path.
+    # This needs the collection itself; other commands run without it on Python's path.
     from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
     from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import unpack
     from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
@@ -120,12 +120,19 @@ def _run(arguments: argparse.Namespace, remote: list[str]) -> int:
     elif arguments.boot:
         server.up(os.getpid())
         try:
-            return agreement.report(server)
+            return _agree(server)
         finally:
             server.down()
     else:
-        return agreement.report(server)
+        return _agree(server)
     return 0
+
+
+def _agree(server: Server) -> int:
+    # Like _describe, it needs the collection itself.
+    from tests.bench import on_server
+
+    return on_server.agree(server)
 
 
 def main() -> int:

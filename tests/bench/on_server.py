@@ -1,0 +1,46 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A booted server against what is said of it: its recorded tree, and its own lstopo."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import script, unpack
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
+
+from tests.bench.against_lstopo import CHECKS
+from tests.bench.lstopo import OPTIONS
+from tests.twin import agreement
+from tests.twin.lifecycle import Server, TwinError
+
+
+def agree(server: Server) -> int:
+    """Compare, print, and return 0 when nothing differs, else 1."""
+    differing = lstopo_differences(server)
+    for name in differing:
+        print(f"lstopo on the server says otherwise: {name}")
+    print(f"lstopo on the server: {len(CHECKS)} kinds of facts, {len(differing)} differ from the reader's")
+    return 1 if agreement.report(server) or differing else 0
+
+
+def lstopo_differences(server: Server) -> list[str]:
+    """Kinds of facts in which lstopo, run on the server, and the reader, given the server's captured tree, differ."""
+    archive = _output(server, script())
+    theirs = ET.fromstring(_output(server, f"lstopo-no-graphics {' '.join(OPTIONS)}"))
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(archive, Path(folder))
+        ours = read_topology(Path(folder))
+    said = {name: check(ours, theirs) for name, check in CHECKS.items()}
+    return [name for name, (one, other) in said.items() if one != other]
+
+
+def _output(server: Server, command: str) -> bytes:
+    done = subprocess.run([*server.ssh_command(), command], capture_output=True, check=False)
+    if done.returncode != 0:
+        raise TwinError(f"{command[:60]} failed on the server: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    return done.stdout
