@@ -19,6 +19,13 @@ from tests.twin import agreement
 from tests.twin.lifecycle import Server, TwinError
 
 
+# The server has the package but not installed, and must stay as it is.
+LSTOPO = (
+    "set -e; d=$(mktemp -d /run/lstopo.XXXXXX); trap 'rm -r $d' EXIT; "
+    f"dpkg -x $(find /srv/repo -name 'hwloc-nox_*.deb') $d; $d/usr/bin/lstopo-no-graphics {' '.join(OPTIONS)}"
+)
+
+
 def agree(server: Server) -> int:
     """Compare, print, and return 0 when nothing differs, else 1."""
     differing = lstopo_differences(server)
@@ -31,7 +38,7 @@ def agree(server: Server) -> int:
 def lstopo_differences(server: Server) -> list[str]:
     """Kinds of facts in which lstopo, run on the server, and the reader, given the server's captured tree, differ."""
     archive = _output(server, script())
-    theirs = ET.fromstring(_output(server, f"lstopo-no-graphics {' '.join(OPTIONS)}"))
+    theirs = ET.fromstring(_output(server, LSTOPO))
     with tempfile.TemporaryDirectory() as folder:
         unpack(archive, Path(folder))
         ours = read_topology(Path(folder))
