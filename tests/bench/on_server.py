@@ -21,7 +21,7 @@ from tests.twin.lifecycle import Server, TwinError
 
 # The server has the package but not installed, and must stay as it is.
 LSTOPO = (
-    "set -e; d=$(mktemp -d /run/lstopo.XXXXXX); trap 'rm -r $d' EXIT; "
+    "set -e; d=$(mktemp -d /dev/shm/lstopo.XXXXXX); trap 'rm -r $d' EXIT; "
     f"dpkg -x $(find /srv/repo -name 'hwloc-nox_*.deb') $d; $d/usr/bin/lstopo-no-graphics {' '.join(OPTIONS)}"
 )
 
