@@ -66,7 +66,9 @@ def read_software(tree: Tree, root: Path, run: Optional[Run], kernel: str, gaps:
     for feature, needs in _SINCE.items():
         features[feature] = _has({**answers, "kernel": kernel}, needs)
         if features[feature] is None:
-            gaps.add(feature, f"it does not follow from the versions of {', '.join(sorted(needs))}")
+            absent = [name for name in sorted(needs) if name in answers and answers[name] is None]
+            why = f"without {' and '.join(absent)} nobody can tell" if absent else "the versions do not tell"
+            gaps.add(feature, why)
     return Software(
         next_cmdline=answers["next_cmdline"], libvirt=answers["libvirt"], qemu=answers["qemu"], features=features
     )
