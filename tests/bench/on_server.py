@@ -18,7 +18,6 @@ from tests.bench.lstopo import OPTIONS
 from tests.twin import agreement
 from tests.twin.lifecycle import Server, TwinError
 
-
 # The server has the package but not installed, and must stay as it is.
 LSTOPO = (
     "set -e; d=$(mktemp -d /dev/shm/lstopo.XXXXXX); trap 'rm -r $d' EXIT; "
