@@ -169,7 +169,7 @@ class Software(TypedDict):
     next_cmdline: Optional[str]  # the command line that the next boot will have
     libvirt: Optional[str]  # version
     qemu: Optional[str]
-    features: Dict[str, Optional[bool]]  # of FEATURES
+    features: Dict[str, Optional[bool]]  # name -> whether all programs that it takes are new enough
 
 
 class Unknown(TypedDict):
