@@ -102,6 +102,38 @@ FACTS = {
         nvswitches="BBBB BBBB NNNN NNNN SSSS SSSS SSSS SSSS",
         module_ids=(2, 4, 1, 3, 7, 5, 6, 8),
     ),
+    "hgx-h200-snc4": Facts(
+        gpu="10de:2335 030200",
+        large_bar_gib=256,
+        roles={"gpu": 8, "nic": 8, "nvswitch": 4, "nvme": 4},
+        switches=4,
+        depth=1,
+        iommu="dmar",
+        cores=96,
+        l3=2,
+        gpu_nodes=[0, 0, 2, 2, 4, 4, 6, 6],
+        gpus="""
+            .ISSSSSS
+            I.SSSSSS
+            SS.ISSSS
+            SSI.SSSS
+            SSSS.ISS
+            SSSSI.SS
+            SSSSSS.I
+            SSSSSSI.""",
+        nics="""
+            IISSSSSS
+            IISSSSSS
+            SSIISSSS
+            SSIISSSS
+            SSSSIISS
+            SSSSIISS
+            SSSSSSII
+            SSSSSSII""",
+        nvswitches="BBBB BBBB SSSS SSSS SSSS SSSS SSSS SSSS",
+        module_ids=(2, 4, 1, 3, 7, 5, 6, 8),
+        nodes=8,
+    ),
     "hgx-h200-snc": Facts(
         gpu="10de:2335 030200",
         large_bar_gib=256,
