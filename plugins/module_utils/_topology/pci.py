@@ -68,6 +68,7 @@ class _Place(NamedTuple):
 class _Raw(NamedTuple):
     """What the first pass reads and only the second one can judge."""
 
+    entries: FrozenSet[str]  # names of the function's files
     node: Optional[int]
     express: bool
     config: Optional[Config]  # None where it is not worth a read: a conventional endpoint
@@ -99,7 +100,7 @@ def read_functions(tree: Tree, nodes: List[Node], gaps: Gaps) -> Tuple[List[PciF
         above = functions[place.parent]["kind"] if place.parent in functions else None
         function["kind"] = _kind(raw[place.bdf], function["kind"] == "bridge", above)
         if function["kind"] == "endpoint":
-            _complete(tree, place, function, names.get(place.bdf, []), gaps)
+            _complete(tree, place, function, raw[place.bdf].entries, names.get(place.bdf, []), gaps)
         _locate(tree, place, function, raw, nodes, buses)
     for function in functions.values():
         if function["numa_node"] is None and len(nodes) > 1:
@@ -172,7 +173,7 @@ def _read(tree: Tree, place: _Place, is_parent: bool, gaps: Gaps) -> Tuple[PciFu
         "class": class_code,
         "vendor": _identity(tree, place, "vendor", 4, gaps),
         "device": _identity(tree, place, "device", 4, gaps),
-        "subsystem": _subsystem(tree, path),
+        "subsystem": _subsystem(tree, path) if "subsystem_vendor" in entries else None,
         "parent": place.parent,
         "host_bridge": place.host_bridge,
         "numa_node": None,
@@ -183,7 +184,9 @@ def _read(tree: Tree, place: _Place, is_parent: bool, gaps: Gaps) -> Tuple[PciFu
         "capabilities": _capabilities(tree, place, entries, config, gaps),
         "in_use": [],
     }
-    return function, _Raw(node=node if node is not None and node >= 0 else None, express=express, config=config)
+    return function, _Raw(
+        entries=entries, node=node if node is not None and node >= 0 else None, express=express, config=config
+    )
 
 
 def _subsystem(tree: Tree, path: str) -> Optional[str]:
@@ -192,10 +195,11 @@ def _subsystem(tree: Tree, path: str) -> Optional[str]:
     return None if ids[0] in (None, "0000") or ids[1] is None else f"{ids[0]}:{ids[1]}"
 
 
-def _complete(tree: Tree, place: _Place, function: PciFunction, names: List[str], gaps: Gaps) -> None:
+def _complete(
+    tree: Tree, place: _Place, function: PciFunction, entries: FrozenSet[str], names: List[str], gaps: Gaps
+) -> None:
     """Add what only endpoints have; roles' part of it is filled in later."""
     path = place.path
-    entries = frozenset(tree.names(path))
     override = tree.text(f"{path}/driver_override") if "driver_override" in entries else None
     methods = tree.text(f"{path}/reset_method") if "reset_method" in entries else None
     function["driver_override"] = None if override in ("", "(null)") else override

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.grub import Grub
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Software, Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
@@ -123,6 +122,9 @@ def _next_cmdline(root: Path, run: Optional[Run], gaps: Gaps) -> Optional[str]:
     if run is None:
         gaps.add("next_cmdline", "the boot loader's menu is read on the machine itself only")
         return None
+    # Only here is the boot loader's side needed; it takes longer to import than all else together.
+    from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.grub import Grub
+
     if not Grub.found(root):
         gaps.add("next_cmdline", "only GRUB with a generated /boot/grub/grub.cfg is understood")
         return None

@@ -44,9 +44,24 @@ class Tree:
         """Real path of a directory; asked once per directory."""
         if self.live:
             return f"/{path}"
-        if path not in self._directories:
-            self._directories[path] = self._resolve(path)
-        return self._directories[path]
+        known, unknown = path, []
+        while known not in self._directories:
+            known, _separator, name = known.rpartition("/")
+            unknown.append(name)
+        real = self._directories[known]
+        for name in reversed(unknown):
+            known = f"{known}/{name}" if known else name
+            real = self._directories[known] = None if real is None else self._step(real, name, known)
+        return real
+
+    def _step(self, real: str, name: str, path: str) -> Optional[str]:
+        """Real path of ``path``, which is ``name`` in the directory that is really ``real``: mostly one question."""
+        if name not in ("", ".", ".."):
+            try:
+                os.readlink(f"{real}/{name}")
+            except OSError as error:
+                return f"{real}/{name}" if error.errno == errno.EINVAL else None  # EINVAL: there, and no link
+        return self._resolve(path)
 
     def _resolve(self, path: str, strict: bool = True) -> Optional[str]:
         """Real path of anything below the root; links, absolute ones included, stay inside.

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
-from typing import Dict
+from typing import TYPE_CHECKING, Dict
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
+
+if TYPE_CHECKING:
+    import xml.etree.ElementTree as ET
 
 # libvirt keeps the state of each running VM here, definition included, for its own restart.
 RUNNING = "run/libvirt/qemu"
@@ -20,9 +22,10 @@ _ADDRESS = ".//devices/hostdev[@type='pci']/source/address"
 def read_vms(tree: Tree, gaps: Gaps) -> Dict[str, str]:
     """BDF -> name of the running VM that has the function."""
     owners: Dict[str, str] = {}
-    for file in tree.names(RUNNING):
-        if not file.endswith(".xml"):
-            continue
+    files = [file for file in tree.names(RUNNING) if file.endswith(".xml")]
+    if files:  # XML takes time to import, and most hosts have no VM
+        import xml.etree.ElementTree as ET
+    for file in files:
         name = file[: -len(".xml")]
         data = tree.raw(f"{RUNNING}/{file}", _STATE_BYTES)
         if data is None:
