@@ -27,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         if name != "record":
             command.add_argument(
-                "machine", nargs="?", default=DEFAULT_MACHINE, help=f"one of: {', '.join(description.names())}"
+                "machine",
+                nargs="?",
+                help=f"one of: {', '.join(description.names())} (default: the one that runs, else {DEFAULT_MACHINE})",
             )
             command.add_argument(
                 "--variant", choices=sorted(description.VARIANTS), help="the same machine, set up differently"
@@ -98,7 +100,7 @@ def _run(arguments: argparse.Namespace, remote: list[str]) -> int:
     if arguments.command == "describe":
         _describe(arguments.capture, arguments.name)
         return 0
-    server = Server(arguments.machine, arguments.variant, arguments.dir)
+    server = _server(arguments)
     if arguments.command == "up":
         server.up(None if arguments.keep else arguments.owner or os.getppid())
         print(f"log in with: python -m tests.twin ssh{f' --dir {arguments.dir}' if arguments.dir else ''}")
@@ -126,6 +128,16 @@ def _run(arguments: argparse.Namespace, remote: list[str]) -> int:
     else:
         return _agree(server)
     return 0
+
+
+def _server(arguments: argparse.Namespace) -> Server:
+    """The server that is named, or else the one that runs."""
+    if arguments.machine is None and arguments.dir is None and arguments.variant is None and arguments.command != "up":
+        there = (Server(name, variant) for name in description.names() for variant in (None, *description.VARIANTS))
+        running = next((server for server in there if server.status()["status"] == RUNNING), None)
+        if running is not None:
+            return running
+    return Server(arguments.machine or DEFAULT_MACHINE, arguments.variant, arguments.dir)
 
 
 def _agree(server: Server) -> int:
