@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -154,7 +155,13 @@ def main() -> int:
         words, remote = words[: words.index("--")], words[words.index("--") + 1 :]
     arguments = _parser().parse_args(words)
     try:
-        return _run(arguments, remote)
+        status = _run(arguments, remote)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read has seen enough; Python must not complain of it once more while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (TwinError, BakeError, description.DescriptionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
