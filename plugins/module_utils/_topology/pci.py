@@ -39,6 +39,9 @@ _ROM_INDEX = 6
 
 _BRIDGE_CLASSES = ("0604", "0609")  # PCI-to-PCI bridges (PCI Code and ID Assignment Specification)
 
+_HEXADECIMAL = re.compile(r"0[xX]([0-9A-Fa-f]{1,6})\Z")
+_SPEED = re.compile(r"(\d+(?:\.\d+)?) GT/s")
+
 _NO_NODE = "neither the function nor a bridge above nor its root bus names a node of this machine"
 
 # What PCI Express defines; firmware and dead devices also report 0, 63 and 255.
@@ -237,7 +240,7 @@ def _power_state(tree: Tree, place: _Place, entries: FrozenSet[str], gaps: Gaps)
 
 def _identifier(text: Optional[str], digits: int) -> Optional[str]:
     """``0x10DE`` as ``10de``."""
-    found = re.match(r"0[xX]([0-9A-Fa-f]{1,6})\Z", text or "")
+    found = _HEXADECIMAL.match(text or "")
     return found.group(1).lower().zfill(digits) if found and len(found.group(1)) <= digits else None
 
 
@@ -253,7 +256,7 @@ def _identity(tree: Tree, place: _Place, fact: str, digits: int, gaps: Gaps) -> 
 def _link(tree: Tree, place: _Place, gaps: Gaps) -> Link:
     speed_text = tree.text(f"{place.path}/max_link_speed")
     width_text = tree.text(f"{place.path}/max_link_width")
-    speed = re.match(r"(\d+(?:\.\d+)?) GT/s", speed_text or "")
+    speed = _SPEED.match(speed_text or "")
     width = int(width_text) if width_text in _LINK_WIDTHS else None
     if speed is None or width is None:
         gaps.add("link", f"the kernel says speed {speed_text!r} and width {width_text!r}", place.bdf)

@@ -33,17 +33,24 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self._root = os.path.abspath(root).rstrip("/")
+        self._live = not self._root
         self._directories: Dict[str, Optional[str]] = {"": self._root}
 
     @property
     def live(self) -> bool:
         """Whether this is the running machine itself."""
-        return not self._root
+        return self._live
 
     def _directory(self, path: str) -> Optional[str]:
         """Real path of a directory; asked once per directory."""
-        if self.live:
+        if self._live:
             return f"/{path}"
+        try:
+            return self._directories[path]
+        except KeyError:
+            return self._find(path)
+
+    def _find(self, path: str) -> Optional[str]:
         known, unknown = path, []
         while known not in self._directories:
             known, _separator, name = known.rpartition("/")
@@ -100,9 +107,9 @@ class Tree:
         if real is None:
             return None
         try:
-            return os.open(f"{real}/{name}", _FLAGS if self.live else _FLAGS | os.O_NOFOLLOW)
+            return os.open(f"{real}/{name}", _FLAGS if self._live else _FLAGS | os.O_NOFOLLOW)
         except OSError as error:
-            if error.errno != errno.ELOOP or self.live:
+            if error.errno != errno.ELOOP or self._live:
                 return None
         target = self._resolve(path)
         try:
