@@ -143,7 +143,8 @@ class _OfEndpoints(TypedDict, total=False):
     module_id: Optional[int]  # the GPU's number on the baseboard
 
 
-class PciFunction(_Class, _OfEndpoints):
+# pylint takes what the call of TypedDict above returns for no class; it is one.
+class PciFunction(_Class, _OfEndpoints):  # pylint: disable=inherit-non-class,inconsistent-mro
     """One function of the PCI bus."""
 
     bdf: str  # "0000:23:00.0", lower case
