@@ -103,6 +103,8 @@ def main() -> None:
     dest, root = Path(module.params["dest"]), Path(module.params["root"])
     if not dest.parent.is_dir():
         module.fail_json(msg=f"dest: {dest.parent} is no directory on the host. Make it first.")
+    if dest.is_dir():
+        module.fail_json(msg=f"dest: {dest} is a directory. Give the path of a file.")
     status, archive, errors = module.run_command(["/bin/sh", "-c", script(str(root))], encoding=None)
     if status != 0:
         module.fail_json(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.module_ids import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
@@ -37,9 +38,11 @@ def read_for(module: Any) -> Topology:
 
     Commands would answer for the running machine, so below another root none is run.
 
-    :raises TopovirtError: see :func:`read_topology`.
+    :raises TopovirtError: the root is no directory; else see :func:`read_topology`.
     """
     root = Path(module.params["root"])
+    if not root.is_dir():
+        raise TopovirtError(f"root: {root} is no directory on the host.", "Give the directory that holds sys and proc.")
     return read_topology(
         root,
         runner(module) if root == Path("/") else None,

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Software, Topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.module_ids import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
 
 # What the answers of commands were where a tree was captured; a running machine has no such file.
@@ -41,9 +42,6 @@ _SINCE: Dict[str, Dict[str, Tuple[_Version, _Version]]] = {
 }
 # Kernels of RHEL and its rebuilds carry later features under old numbers.
 _BACKPORTING = re.compile(r"\.el\d+")
-
-# Takes the words of a command; returns exit status, stdout and stderr, or raises OSError when it cannot be started.
-Run = Callable[[List[str]], Tuple[int, str, str]]
 
 
 def read_software(tree: Tree, root: Path, run: Optional[Run], kernel: str, gaps: Gaps) -> Software:

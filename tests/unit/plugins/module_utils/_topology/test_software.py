@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.software import Run, read_software
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.module_ids import Run
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.software import read_software
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
 
 LIBVIRTD, QEMU = "/usr/sbin/libvirtd", "/usr/bin/qemu-system-x86_64"
