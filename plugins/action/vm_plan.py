@@ -16,6 +16,7 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.domain import 
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import MODELS
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import STATES
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import DEFAULT_SIZING, load_tables
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "requests": {"type": "list", "elements": "dict", "required": True},
@@ -25,12 +26,18 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "policy": {
         "type": "dict",
         "options": {
+            "sizing": {"type": "str", "choices": sorted(load_tables()), "default": DEFAULT_SIZING},
             "vcpus_per_gpu": {"type": "int"},
             "memory_per_gpu": {"type": "str"},
             "nics_per_gpu": {"type": "int"},
+            "reserve_cores_per_node": {"type": "int"},
+            "reserve_memory_per_node": {"type": "str"},
         },
     },
     "state": {"type": "str", "choices": list(STATES), "default": "converted"},
+    "exclude": {"type": "list", "elements": "str", "default": []},
+    "explain": {"type": "bool", "default": False},
+    "partial": {"type": "bool", "default": False},
 }
 
 
@@ -62,6 +69,9 @@ class ActionModule(ActionBase):
                 str(variables.get("inventory_hostname", "localhost")),
                 arguments["policy"],
                 arguments["state"],
+                arguments["exclude"],
+                arguments["explain"],
+                arguments["partial"],
             )
         except TopovirtError as error:
             raise AnsibleActionFail(str(error)) from None

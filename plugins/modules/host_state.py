@@ -105,6 +105,11 @@ options:
               - NUMA node to number of pages. By default all memory but the host's reserve (5 percent, at least 3 GiB)
                 of each node.
             type: dict
+      reserve_cores_per_node:
+        description:
+          - Cores of each NUMA node that the host keeps. The default is one in eight, at least 1, at most 2, or at most
+            4 with V(fabric_model=shared_nvswitch), as Fabric Manager then runs on the host.
+        type: int
       tuned:
         description:
           - Whether the host runs the TuneD profile C(topovirt), which builds on C(virtual-host).
@@ -277,6 +282,7 @@ def main() -> None:
                             "per_node": {"type": "dict"},
                         },
                     },
+                    "reserve_cores_per_node": {"type": "int"},
                     "tuned": {"type": "bool", "default": True},
                     "erase_ok": words,
                 },

@@ -23,14 +23,25 @@ options:
     description:
       - The VMs. All are planned together.
       - C(name) is the VM's name.
-      - C(gpus) is the number of GPUs, at least 1.
-      - C(nics) is V(auto) or a number of NICs. V(auto), the default, is the GPUs' share of the NICs near GPUs. NICs are
-        never shared.
-      - C(nvme) is the number of NVMe devices, by default 0.
-      - C(vcpus) is V(auto) or a number of vCPUs, which must fill whole cores. V(auto), the default, is the GPUs' share
-        of the cores of their NUMA nodes, less those that the host keeps.
-      - C(memory) is V(auto) or a size such as V(120GiB). V(auto), the default, is the GPUs' share of their nodes' huge
-        pages.
+      - C(gpus) is the number of GPUs, at least 1, or a list of certain GPUs, each as an address or as a mapping with
+        either C(module_id) or C(index), its place among the host's GPUs.
+      - C(nics) is V(auto), a number of NICs or a list of addresses. V(auto), the default, is what O(policy) says, or
+        the GPUs' share of the NICs near GPUs. NICs are never shared.
+      - C(nvme) is the number of NVMe devices, by default 0, V(auto) for the GPUs' share, or a list of addresses.
+      - C(vcpus) is V(auto), a number of vCPUs, which must fill whole cores, or a list of the host's CPUs such as
+        V(4-7,52-55). V(auto), the default, is what O(policy) says, or the GPUs' share of the cores of their NUMA nodes,
+        less those that the host keeps.
+      - C(memory) is V(auto) or a size such as V(120GiB), a multiple of the huge pages' size. V(auto), the default, is
+        what O(policy) says, or the GPUs' share of their nodes' huge pages.
+      - C(smt) is V(share), the default, which makes every thread of a core a vCPU, or V(isolate), which makes one vCPU
+        of each core and leaves its other threads idle.
+      - C(numa) is V(strict), the default, for cores and memory of the GPUs' NUMA nodes alone, or V(prefer), which takes
+        from other nodes, nearest first, what those do not have.
+      - C(nvlink) is V(required), V(preferred) or V(none). Without it NVLink is as O(fabric_model) has it. V(none) gives
+        any number of GPUs without NVLink between them, V(preferred) does so only where the fabric cannot connect as
+        many.
+      - C(anti_affinity) is a list of names of VMs that this one shares no NUMA node with.
+      - C(priority) is a number from -1000 to 1000, by default 0. VMs of higher priority are placed before the others.
       - C(boot) is either C(kernel), C(initrd) and C(cmdline), or C(disk) with C(path) and C(format) (V(qcow2) or
         V(raw)). Paths are on the host.
       - C(hostdev_properties) sets QEMU properties on every passed-through device. For debugging only; libvirt marks
@@ -65,6 +76,14 @@ options:
     description: Rules for what requests leave to V(auto), instead of the proportional share.
     type: dict
     suboptions:
+      sizing:
+        description:
+          - Name of a table of sizes by number of GPUs. What it does not say is the proportional share.
+          - V(dgx-2) has the sizes of the DGX-2's own tool, and what its host keeps. Its figures are not verified
+            against the vendor's text.
+        type: str
+        choices: [dgx-2, proportional]
+        default: proportional
       vcpus_per_gpu:
         description: Number of vCPUs for each GPU.
         type: int
@@ -74,6 +93,17 @@ options:
       nics_per_gpu:
         description: Number of NICs for each GPU.
         type: int
+      reserve_cores_per_node:
+        description:
+          - Cores of each NUMA node that the host keeps. By default one in eight, at least 1, at most 2, or at most 4
+            with O(fabric_model=shared_nvswitch), as Fabric Manager then runs on the host.
+          - Give what the host was converted with.
+        type: int
+      reserve_memory_per_node:
+        description:
+          - Memory of each NUMA node that the host keeps, such as V(30GiB), with O(state=unconverted). By default 5
+            percent, at least 3 GiB. On a converted host the huge pages that exist decide.
+        type: str
   state:
     description:
       - With V(converted) only devices bound to vfio-pci and huge pages that exist are given out.
@@ -82,6 +112,24 @@ options:
     type: str
     choices: [converted, unconverted]
     default: converted
+  exclude:
+    description:
+      - Addresses of devices that are not given out, such as degraded GPUs. A GPU that does not answer is left out
+        anyway.
+    type: list
+    elements: str
+    default: []
+  explain:
+    description:
+      - Whether to add to every new VM why it got its devices, and what the next best placement was.
+    type: bool
+    default: false
+  partial:
+    description:
+      - Whether to plan the VMs that fit, higher priority first, and to list the others with their reasons, instead of
+        refusing the whole batch.
+    type: bool
+    default: false
 attributes:
   action:
     description: Has a corresponding action plugin, so that parts of the options can be executed on the controller.
@@ -176,4 +224,20 @@ plan:
           description: What is allowed but worth knowing.
           type: list
           elements: str
+        explanation:
+          description:
+            - Pairs of GPU and device with their path class, their sum of costs, the NUMA nodes, and the next best
+              placement with the reason why it was not taken.
+          returned: with O(explain) and for VMs that are placed anew
+          type: dict
+    refused:
+      description: VMs that cannot be placed beside the others, each with its reasons.
+      returned: with O(partial)
+      type: list
+      elements: dict
+    still_fits:
+      description: Numbers of GPUs of one further VM that would fit, largest first.
+      returned: with O(partial)
+      type: list
+      elements: int
 """

@@ -12,7 +12,11 @@ from typing import Any, Dict, List, Mapping, Optional, Set
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import ROLES, PciFunction, Topology
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import guest_pages, housekeeping_cpus
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import (
+    Reserve,
+    guest_pages,
+    housekeeping_cpus,
+)
 
 FABRIC_MODELS = ("full_passthrough", "shared_nvswitch", "none")
 # What of the fabric goes to the guest with each model: everything, or nothing because the host partitions it.
@@ -58,6 +62,11 @@ def resolve(
     :raises TopovirtError: with everything that is wrong.
     """
     errors: List[str] = []
+    reserve = Reserve(cores_per_node=given.get("reserve_cores_per_node"))
+    if reserve.cores_per_node is not None and reserve.cores_per_node < 1:
+        errors.append(
+            f"reserve_cores_per_node is {reserve.cores_per_node}: the host needs at least 1 core of each node"
+        )
     fabric_model = given.get("fabric_model") or "full_passthrough"
     roles = given.get("passthrough")
     roles = ["gpu", "nic"] if roles is None else list(roles)
@@ -83,7 +92,10 @@ def resolve(
         page_size_bytes=page_size,
         pages=pages,
         pages_given=pages_given,
-        housekeeping={node: format_cpulist(cpus) for node, cpus in sorted(housekeeping_cpus(topology).items())},
+        housekeeping={
+            node: format_cpulist(cpus)
+            for node, cpus in sorted(housekeeping_cpus(topology, fabric_model, reserve).items())
+        },
         packages=list(given.get("packages") or []),
         services=list(given.get("services") or []),
         tuned=given.get("tuned") is not False,

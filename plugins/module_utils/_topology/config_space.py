@@ -33,7 +33,7 @@ _ACS, _ATS, _RESIZABLE_BAR = 0x000D, 0x000F, 0x0015
 _ATS_ENABLE = 0x8000
 _MAX_RESIZABLE_BARS = 6
 
-_SILENT = "the device does not answer to reads of its configuration space"
+SILENT = "the device does not answer to reads of its configuration space"
 _HEADER_ONLY = "only the header of the configuration space is readable: root may read all of it"
 _CONVENTIONAL_ONLY = "the extended configuration space is not accessible"
 _UNREADABLE = "the configuration space cannot be read"
@@ -99,7 +99,7 @@ def _parse(read: _Read, express: bool) -> Config:
         if len(header) < _HEADER_BYTES:
             return Config(None, None, None, _UNREADABLE)
         if header[0:2] == b"\xff\xff":
-            return Config(None, None, None, _SILENT)
+            return Config(None, None, None, SILENT)
         is_bridge = header[_HEADER_TYPE] & _HEADER_TYPE_MASK == _HEADER_BRIDGE
         at, flags = _find_express(read, header)
         kind = "bridge" if at is None else _PORT_KINDS.get(flags >> 4, "bridge")
@@ -155,7 +155,7 @@ def _extended_list(read: _Read) -> Iterator[Tuple[int, int]]:
     for _step in range(_MAX_EXTENDED):
         word = _number(read, offset, 4, _CONVENTIONAL_ONLY)
         if word == 0xFFFFFFFF:
-            raise _Unreadable(_SILENT)
+            raise _Unreadable(SILENT)
         yield word & 0xFFFF, offset
         offset = word >> 20 & 0xFFC
         if offset < _EXTENDED:

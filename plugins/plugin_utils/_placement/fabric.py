@@ -8,15 +8,19 @@ Rules: NVIDIA Fabric Manager User Guide, https://docs.nvidia.com/hgx-platforms/f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction, Topology
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import GpuName, Request
 
+# Boards whose NVSwitches are not on PCI: a network adapter bridges to them.
+BRIDGE = "fabric_bridge"
 MODELS = ("full_passthrough", "shared_nvswitch", "none")
 
 _TABLE = Path(__file__).parent / "data" / "nvlink_partitions.yml"
@@ -40,9 +44,9 @@ class Generation:
     """One generation of NVSwitch boards."""
 
     name: str
-    nvswitch_device: str
+    found_by: str  # device id of its NVSwitches, or BRIDGE
     source: str
-    full_passthrough: dict[int, int]  # GPUs of a VM -> NVSwitches of the VM
+    full_passthrough: dict[int, int]  # GPUs of a VM -> NVSwitches, or functions of the bridge, of the VM
     partitions: tuple[Partition, ...]
 
 
@@ -66,10 +70,44 @@ class Fabric:
     partitions: tuple[GpuSet, ...]  # shared_nvswitch: partitions whose members all exist here
     sizes: tuple[int, ...]  # GPU counts that a VM can have, descending
     warnings: tuple[str, ...] = ()
+    modules: Mapping[str, int] = field(default_factory=dict)  # GPU -> module id, as far as known
 
-    def why_not(self, count: int) -> str:
-        """Why no VM can have ``count`` GPUs on this machine; empty when one can."""
-        if count in self.sizes:
+    def loose(self, request: Request) -> bool:
+        """Whether the request's GPUs need not be connected among themselves."""
+        return request.nvlink in ("none", "preferred") and 1 < request.gpus <= len(self.gpus)
+
+    def resolve(self, request: Request) -> GpuSet | None:
+        """The set of the GPUs that a request names; None when they do not exist or may not form a VM."""
+        named = [self.named(name) for name in request.exact_gpus]
+        gpus = tuple(sorted(gpu for gpu in named if gpu is not None))
+        if len(set(gpus)) != len(request.exact_gpus):
+            return None
+        if request.nvlink != "none" or len(gpus) == 1:
+            if self.model == "none" or (len(gpus) == 1 and self.model == "full_passthrough"):
+                return GpuSet(gpus)
+            if self.model == "full_passthrough" and gpus == self.gpus:
+                return GpuSet(gpus, self.switches)
+            found = next((item for item in self.partitions if item.gpus == gpus), None)
+            if found is not None:
+                return found
+        return GpuSet(gpus) if self.loose(request) else None
+
+    def named(self, name: GpuName) -> str | None:
+        """BDF of a GPU that is named in a request; None when there is none such."""
+        if name.kind == "index":
+            return self.gpus[name.value] if 0 <= int(name.value) < len(self.gpus) else None  # type: ignore[index]
+        if name.kind == "module_id":
+            return next((gpu for gpu, module in self.modules.items() if module == name.value), None)
+        return str(name.value) if name.value in self.gpus else None
+
+    def why_not(self, request: Request) -> str:
+        """Why no VM can have so many GPUs, or just these, on this machine; empty when one can."""
+        if request.exact_gpus:
+            return self._why_not_these(request)
+        count = request.gpus
+        if request.nvlink == "required" and count > 1 and self.model == "none":
+            return f"asks for {count} GPUs with NVLink, but with fabric_model none no GPUs are connected"
+        if count in self.sizes or self.loose(request):
             return ""
         allowed = " or ".join(str(size) for size in self.sizes) or "none at all"
         if count > len(self.gpus):
@@ -81,11 +119,28 @@ class Fabric:
             )
         return f"asks for {count} GPUs, but with {self.model} a VM on this machine can have {allowed}"
 
+    def _why_not_these(self, request: Request) -> str:
+        missing = [f"{name.kind} {name.value}" for name in request.exact_gpus if self.named(name) is None]
+        if missing:
+            return (
+                f"asks for GPU {', '.join(missing)}, which this machine does not have (it has {', '.join(self.gpus)})"
+            )
+        if self.resolve(request) is not None:
+            return ""
+        gpus = sorted(str(self.named(name)) for name in request.exact_gpus)
+        if len(set(gpus)) < len(gpus):
+            return f"names GPU {', '.join(sorted({gpu for gpu in gpus if gpus.count(gpu) > 1}))} more than once"
+        modules = f" (module ids {', '.join(str(self.modules.get(gpu)) for gpu in gpus)})" if self.modules else ""
+        return (
+            f"asks for GPUs {', '.join(gpus)}{modules}, which {self.model} cannot connect among themselves "
+            "(nvlink: none gives them without NVLink)"
+        )
+
 
 def _check_generation(raw: Any) -> Generation:
     """One entry of the table, refused with its name when it breaks the schema."""
     what = f"nvlink_partitions.yml, generation {raw.get('name')!r}"
-    if set(raw) != {"name", "nvswitch_device", "source", "full_passthrough", "partitions"}:
+    if set(raw) != {"name", "found_by", "source", "full_passthrough", "partitions"}:
         raise TopovirtError(f"{what}: keys are {sorted(raw)}.")
     seen: set[tuple[int, ...]] = set()
     for number, modules in raw["partitions"].items():
@@ -97,15 +152,16 @@ def _check_generation(raw: Any) -> Generation:
         raise TopovirtError(f"{what}: source or full_passthrough is not as expected.")
     return Generation(
         name=str(raw["name"]),
-        nvswitch_device=str(raw["nvswitch_device"]),
+        found_by=str(raw["found_by"]),
         source=str(raw["source"]),
         full_passthrough=dict(raw["full_passthrough"]),
         partitions=tuple(Partition(number, tuple(modules)) for number, modules in sorted(raw["partitions"].items())),
     )
 
 
+@cache
 def load_generations(path: Path = _TABLE) -> dict[str, Generation]:
-    """The checked table, keyed by the NVSwitch's PCI device id.
+    """The checked table, keyed by the NVSwitch's PCI device id, or by ``BRIDGE``.
 
     :raises TopovirtError: when the table does not follow its schema.
     """
@@ -113,16 +169,20 @@ def load_generations(path: Path = _TABLE) -> dict[str, Generation]:
     if not isinstance(data, Mapping) or data.get("schema") != 1:
         raise TopovirtError(f"{path.name}: schema is not 1.")
     generations = [_check_generation(raw) for raw in data["generations"]]
-    return {generation.nvswitch_device: generation for generation in generations}
+    return {generation.found_by: generation for generation in generations}
 
 
 def _generation(switches: list[PciFunction]) -> Generation:
     known = load_generations()
+    if all(switch["role"] == BRIDGE for switch in switches):
+        return known[BRIDGE]
     devices = sorted({switch["device"] for switch in switches})
     # One switch of a published capture reads all-zero ids, so one known id is enough; two different ones are not.
     found = [known[device] for device in devices if device in known]
     if len(found) != 1:
-        names = ", ".join(f"10de:{device} ({generation.name})" for device, generation in known.items())
+        names = ", ".join(
+            f"10de:{device} ({generation.name})" for device, generation in known.items() if device != BRIDGE
+        )
         raise TopovirtError(
             f"NVSwitches of this machine have device ids {', '.join(devices)}, expected one of {names}.",
             "Use fabric_model none to plan single-GPU VMs without NVLink.",
@@ -168,13 +228,17 @@ def read_fabric(topology: Topology, model: str) -> Fabric:
     if model not in MODELS:
         raise TopovirtError(f"fabric_model: {model!r} is not valid, expected one of {', '.join(MODELS)}.")
     gpus = [function for function in topology["pci"] if function["role"] == "gpu" and function["physfn"] is None]
-    switches = [function for function in topology["pci"] if function["role"] == "nvswitch"]
+    # A board shows either; were both there, the switches themselves would be what partitions are made of.
+    switches = [function for function in topology["pci"] if function["role"] == "nvswitch"] or [
+        function for function in topology["pci"] if function["role"] == BRIDGE and function["physfn"] is None
+    ]
     gpu_bdfs = tuple(gpu["bdf"] for gpu in gpus)
+    modules = {gpu["bdf"]: gpu["module_id"] for gpu in gpus if gpu["module_id"] is not None}
     if model == "none":
-        return Fabric(model, None, gpu_bdfs, (), (), tuple(range(len(gpus), 0, -1)))
+        return Fabric(model, None, gpu_bdfs, (), (), tuple(range(len(gpus), 0, -1)), (), modules)
     if not switches:
         raise TopovirtError(
-            f"fabric_model is {model}, but this machine shows no NVSwitch on PCI.",
+            f"fabric_model is {model}, but this machine shows neither NVSwitches nor a bridge to them on PCI.",
             "Use fabric_model none for machines without NVSwitches.",
         )
     generation = _generation(switches)
@@ -182,7 +246,7 @@ def read_fabric(topology: Topology, model: str) -> Fabric:
     if model == "shared_nvswitch":
         partitions, warnings = _partitions(generation, gpus)
         sizes = tuple(sorted({len(item.gpus) for item in partitions}, reverse=True))
-        return Fabric(model, generation, gpu_bdfs, switch_bdfs, partitions, sizes, warnings)
+        return Fabric(model, generation, gpu_bdfs, switch_bdfs, partitions, sizes, warnings, modules)
     whole = generation.full_passthrough.get(len(gpus))
     if whole is not None and whole != len(switches) and len(gpus) > 1:
         raise TopovirtError(
@@ -191,43 +255,61 @@ def read_fabric(topology: Topology, model: str) -> Fabric:
             "Check the board's health, or use single-GPU VMs with fabric_model none.",
         )
     sizes = (len(gpus), 1) if whole is not None and len(gpus) > 1 else (1,)
-    return Fabric(model, generation, gpu_bdfs, switch_bdfs, (), sizes)
+    return Fabric(model, generation, gpu_bdfs, switch_bdfs, (), sizes, (), modules)
 
 
-def gpu_sets(fabric: Fabric, count: int, free: frozenset[str], groups: Mapping[str, str]) -> Iterator[GpuSet]:
-    """All sets of ``count`` free GPUs that may form a VM, in stable order.
+def gpu_sets(
+    fabric: Fabric, request: Request, free: frozenset[str], groups: Sequence[Sequence[tuple[str, ...]]]
+) -> list[GpuSet]:
+    """All sets of free GPUs that may form the VM, in stable order.
 
     :param free: GPUs that can still be given out.
-    :param groups: GPU -> key of its PCIe group. GPUs of one group are alike, so of equal choices only the one with the
-        first GPUs in host order is made.
+    :param groups: GPUs that can only be drawn together, grouped with those that can stand for them: of equal choices
+        only the one with the first GPUs in host order is made.
     """
+    if request.exact_gpus:
+        exact = fabric.resolve(request)
+        return [] if exact is None or not free.issuperset(exact.gpus) else [exact]
+    connected = [] if request.nvlink == "none" and request.gpus > 1 else _connected(fabric, request.gpus, free, groups)
+    if connected or not fabric.loose(request):
+        return connected
+    return [GpuSet(gpus) for gpus in _drawn(groups, request.gpus)]
+
+
+def _connected(
+    fabric: Fabric, count: int, free: frozenset[str], groups: Sequence[Sequence[tuple[str, ...]]]
+) -> list[GpuSet]:
+    """Sets as the fabric model makes them."""
     if count not in fabric.sizes:
-        return
+        return []
     if fabric.model == "shared_nvswitch":
-        yield from (item for item in fabric.partitions if len(item.gpus) == count and free.issuperset(item.gpus))
-    elif fabric.model == "full_passthrough" and count > 1:
-        if free.issuperset(fabric.gpus):
-            yield GpuSet(fabric.gpus, fabric.switches)
-    else:
-        members: dict[str, list[str]] = {}
-        for gpu in fabric.gpus:
-            if gpu in free:
-                members.setdefault(groups[gpu], []).append(gpu)
-        for chosen in _draw(list(members.values()), count):
-            yield GpuSet(tuple(sorted(chosen)))
+        return [item for item in fabric.partitions if len(item.gpus) == count and free.issuperset(item.gpus)]
+    if fabric.model == "full_passthrough" and count > 1:
+        return [GpuSet(fabric.gpus, fabric.switches)] if free.issuperset(fabric.gpus) else []
+    return [GpuSet(gpus) for gpus in _drawn(groups, count)]
 
 
-def _draw(groups: list[list[str]], count: int) -> Iterator[list[str]]:
-    """Ways to draw ``count`` items from groups of like items; as many as possible from the first groups first."""
+def _drawn(groups: Sequence[Sequence[tuple[str, ...]]], count: int) -> list[tuple[str, ...]]:
+    sizes = [sum(map(len, group)) for group in groups]
+    return sorted(tuple(sorted(gpus)) for gpus in _draw(groups, sizes, 0, count))
+
+
+def _draw(
+    groups: Sequence[Sequence[tuple[str, ...]]], sizes: Sequence[int], first: int, count: int
+) -> Iterator[tuple[str, ...]]:
+    """Ways to draw ``count`` GPUs from the groups from ``first`` on; of each group always its first ones."""
     if count == 0:
-        yield []
+        yield ()
         return
-    if sum(len(group) for group in groups) < count:
+    if first == len(groups) or sum(sizes[first:]) < count:
         return
-    head, *tail = groups
-    for number in range(min(count, len(head)), -1, -1):
-        for rest in _draw(tail, count - number):
-            yield head[:number] + rest
+    drawn: tuple[str, ...] = ()
+    for atom in ((), *groups[first]):
+        drawn += atom
+        if len(drawn) > count:
+            return
+        for rest in _draw(groups, sizes, first + 1, count - len(drawn)):
+            yield drawn + rest
 
 
 def blocks(fabric: Fabric, groups: Mapping[str, str], nodes: Mapping[str, int]) -> list[frozenset[str]]:

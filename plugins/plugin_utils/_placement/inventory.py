@@ -10,21 +10,30 @@ from dataclasses import dataclass
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import Allocation
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.config_space import SILENT
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import (
     SCHEMA,
     Core,
     HugePages,
+    Node,
     PciFunction,
     Topology,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import Paths
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import guest_pages, housekeeping_cpus
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import (
+    BY_RULE,
+    Reserve,
+    guest_pages,
+    housekeeping_cpus,
+)
 
 STATES = ("converted", "unconverted")
 
 # Preferred first: 1 GiB pages make a big guest's memory fast to map for DMA and cheap to translate.
 PAGE_SIZES = (1 << 30, 2 << 20)
+# What connects the GPUs of a board: NVSwitches on PCI, or the bridge through which those of later boards are reached.
+FABRIC_ROLES = ("nvswitch", "fabric_bridge")
 _NEAR = ("PIX", "PXB")
 
 
@@ -33,7 +42,7 @@ class Unit:
     """Devices of one role that can only move together, as they share an IOMMU group."""
 
     devices: tuple[str, ...]
-    tied_to: frozenset[str]  # GPUs and NVSwitches of the same group: the VM must own them all
+    tied_to: frozenset[str]  # GPUs and parts of the fabric in the same group: the VM must own them all
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class Inventory:
     page_size_bytes: int
     total_pages: dict[int, int]
     free_pages: dict[int, int]
+    nearest_nodes: dict[int, tuple[int, ...]]  # node -> all nodes, nearest first
+    nodes_of: dict[str, frozenset[int]]  # existing VM -> the nodes that it spans
 
     def why_taken(self, bdf: str) -> str:
         """Why a device cannot be given out; empty when it can."""
@@ -101,7 +112,7 @@ def _units(
         devices = tuple(other for other in together if functions[other]["role"] == role)
         if any(other in withheld for other in together):
             continue
-        tied = frozenset(other for other in together if functions[other]["role"] in ("gpu", "nvswitch"))
+        tied = frozenset(other for other in together if functions[other]["role"] in ("gpu", *FABRIC_ROLES))
         units[devices] = Unit(devices, tied)
     return tuple(units.values())
 
@@ -139,13 +150,13 @@ def _pages(topology: Topology, size: int) -> dict[str, dict[int, int]]:
 
 
 def _memory(
-    topology: Topology, domains: Sequence[Allocation], state: str
+    topology: Topology, domains: Sequence[Allocation], state: str, reserve: Reserve
 ) -> tuple[int, dict[int, int], dict[int, int]]:
     """Page size, and per node all pages for guests and the free ones among them."""
     numbers = [node["id"] for node in topology["numa_nodes"]]
     if state == "unconverted":
         size = PAGE_SIZES[0]
-        total = {node["id"]: guest_pages(node["memory_bytes"], size) for node in topology["numa_nodes"]}
+        total = {node["id"]: guest_pages(node["memory_bytes"], size, reserve) for node in topology["numa_nodes"]}
         return size, total, {node: max(0, total[node] - _promised(domains, node, size)) for node in numbers}
     size = next((size for size in PAGE_SIZES if any(_pages(topology, size)["total"].values())), PAGE_SIZES[0])
     pages = _pages(topology, size)
@@ -159,12 +170,57 @@ def _memory(
     return size, pages["total"], free
 
 
-def take_stock(topology: Topology, domains: Sequence[Allocation], state: str = "converted") -> Inventory:
+def _nearest(node: Node, numbers: Sequence[int]) -> tuple[int, ...]:
+    # 255 is what the kernel's tables use for "unreachable" (ACPI, System Locality Information Table).
+    return tuple(sorted(numbers, key=lambda other: (node["distances"].get(str(other), 255), other)))
+
+
+def _nodes_of(domain: Allocation, topology: Topology) -> frozenset[int]:
+    pinned = set(parse_cpulist(domain["cpus"]))
+    of_cpus = {
+        core["node"] for core in topology["cores"] if core["node"] is not None and pinned.intersection(core["threads"])
+    }
+    return frozenset(of_cpus | {int(node) for node in domain["memory_by_node"]})
+
+
+def _kept_back(topology: Topology, state: str, excluded: Sequence[str]) -> dict[str, str]:
+    """BDF -> why the host keeps an endpoint, whoever owns it."""
+    silent = {
+        bdf
+        for gap in topology["unknown"]
+        if (gap["fact"], gap["reason"]) == ("capabilities", SILENT)
+        for bdf in gap["of"]
+    }
+    endpoints = [function for function in topology["pci"] if function["kind"] == "endpoint"]
+    parents = {function["physfn"] for function in endpoints}
+    found: dict[str, str] = {}
+    for function in endpoints:
+        bdf = function["bdf"]
+        if bdf in excluded:
+            found[bdf] = "it is excluded by request"
+        elif bdf in silent:
+            found[bdf] = f"it may be broken: {SILENT}"
+        elif reason := _withheld(function, bdf in parents, state):
+            found[bdf] = reason
+    return found
+
+
+def take_stock(
+    topology: Topology,
+    domains: Sequence[Allocation],
+    state: str = "converted",
+    fabric_model: str = "none",
+    reserve: Reserve = BY_RULE,
+    excluded: Sequence[str] = (),
+) -> Inventory:
     """Topology and existing VMs -> what is there and what is free.
 
     :param domains: every domain that libvirt knows; what they own is never given out again.
     :param state: "converted": only devices on vfio-pci and existing huge pages count. "unconverted": plan for a host
         before its conversion; drivers do not matter and huge pages are those that conversion would make.
+    :param fabric_model: says whether Fabric Manager runs on the host, which then keeps more cores.
+    :param reserve: what the host keeps, where not by rule.
+    :param excluded: BDFs of devices that are not given out, such as degraded GPUs.
     :raises TopovirtError: for a topology of another schema, a host without IOMMU, a GPU of unknown NUMA node.
     """
     if topology["schema"] != SCHEMA:
@@ -184,15 +240,13 @@ def take_stock(topology: Topology, domains: Sequence[Allocation], state: str = "
         if function["iommu_group"] is not None:
             members.setdefault(function["iommu_group"], []).append(bdf)
     groups = {number: tuple(bdfs) for number, bdfs in members.items()}
-    parents = {function["physfn"] for function in endpoints.values()}
     owners = {bdf: domain["name"] for domain in domains for bdf in domain["hostdevs"]}
-    withheld = {bdf: _withheld(function, bdf in parents, state) for bdf, function in endpoints.items()}
     # libvirt binds a device of managed='yes' only while its VM runs, so an owner explains any driver.
-    withheld = {bdf: reason for bdf, reason in withheld.items() if reason and bdf not in owners}
+    withheld = {bdf: reason for bdf, reason in _kept_back(topology, state, excluded).items() if bdf not in owners}
     paths = Paths(topology)
     node_of = _nodes_of_gpus(topology)
-    page_size, total_pages, free_pages = _memory(topology, domains, state)
-    housekeeping = {node: tuple(cpus) for node, cpus in housekeeping_cpus(topology).items()}
+    page_size, total_pages, free_pages = _memory(topology, domains, state, reserve)
+    housekeeping = {node: tuple(cpus) for node, cpus in housekeeping_cpus(topology, fabric_model, reserve).items()}
     reserved = {cpu for cpus in housekeeping.values() for cpu in cpus}
     pinned = {cpu for domain in domains for cpu in parse_cpulist(domain["cpus"])}
     numbers = [node["id"] for node in topology["numa_nodes"]]
@@ -223,4 +277,6 @@ def take_stock(topology: Topology, domains: Sequence[Allocation], state: str = "
         page_size_bytes=page_size,
         total_pages=total_pages,
         free_pages=free_pages,
+        nearest_nodes={node["id"]: _nearest(node, numbers) for node in topology["numa_nodes"]},
+        nodes_of={domain["name"]: _nodes_of(domain, topology) for domain in domains},
     )

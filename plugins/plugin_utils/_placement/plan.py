@@ -23,15 +23,27 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths impor
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.domain import domain_xml
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import Layout, build_layout
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.nccl import nccl_xml
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.existing import compare_with_existing
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import Fabric, read_fabric
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import Inventory, take_stock
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import (
-    DiskBoot,
-    parse_policy,
-    parse_requests,
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.cores import (
+    as_vcpus,
+    choose_cores,
+    cores_with,
 )
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.shortage import refusal
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.existing import compare_with_existing
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.explain import explain_all
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import Fabric, read_fabric
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import (
+    FABRIC_ROLES,
+    Inventory,
+    take_stock,
+)
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy, parse_policy
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import DiskBoot, Request, parse_requests
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.shortage import (
+    Sorted,
+    place,
+    refusal,
+    sort_out,
+)
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Placed, Solver
 
 SCHEMA = 1
@@ -67,7 +79,7 @@ def _placement(
     }
 
 
-def _warnings(placed: Placed, fabric: Fabric, inventory: Inventory, has_switches: bool) -> list[str]:
+def _warnings(placed: Placed, fabric: Fabric, inventory: Inventory, has_fabric: bool) -> list[str]:
     found = [*fabric.warnings, *placed.size.warnings]
     if placed.along:
         found.append(f"Devices of the same IOMMU groups go along with the VM's: {', '.join(placed.along)}.")
@@ -78,22 +90,39 @@ def _warnings(placed: Placed, fabric: Fabric, inventory: Inventory, has_switches
         if CLASSES.index(best) > CLASSES.index("PXB"):
             found.append(f"NIC {nic} is {best} from the VM's nearest GPU; NCCL uses GPUDirect RDMA up to PXB only.")
     count = len(placed.gpu_set.gpus)
-    if has_switches and fabric.model != "shared_nvswitch" and count == 1:
+    if has_fabric and fabric.model != "shared_nvswitch" and count == 1:
         found.append("The GPU's NVLinks lead to switches outside the VM: load its driver with NVreg_NvLinkDisable=1.")
-    if has_switches and fabric.model == "none" and count > 1:
+    if has_fabric and count > 1 and not placed.gpu_set.switches and placed.gpu_set.partition is None:
         found.append("The GPUs have NVLinks but no partition: CUDA fails to start (802) unless NVLink is disabled.")
     return found
 
 
 def _pick_cores(placed: Sequence[Placed], inventory: Inventory) -> dict[str, dict[int, list[Core]]]:
-    """Free cores of each node, in host order, to the VMs in turn."""
+    """Free cores of each node to the VMs in turn; those that name their CPUs come first."""
     free = {node: list(cores) for node, cores in inventory.free_cores.items()}
     picked: dict[str, dict[int, list[Core]]] = {}
-    for item in placed:
-        picked[item.request.name] = {node: free[node][:count] for node, count in item.size.cores.items()}
+    for item in sorted(placed, key=lambda item: not item.request.exact_cpus):
+        mine: dict[int, list[Core]] = {}
         for node, count in item.size.cores.items():
-            free[node] = free[node][count:]
+            named = frozenset(item.request.exact_cpus)
+            mine[node] = cores_with(free[node], named) if named else choose_cores(free[node], count)
+            free[node] = [core for core in free[node] if core not in mine[node]]
+        picked[item.request.name] = {node: as_vcpus(cores, item.request.smt) for node, cores in mine.items()}
     return picked
+
+
+def _refuse_contradictions(requests: Sequence[Request], fabric: Fabric) -> None:
+    """
+    :raises TopovirtError: when two requests name the same device or CPU, with all of them.
+    """
+    named: dict[str, list[str]] = {}
+    for request in requests:
+        gpus = [str(fabric.named(name)) for name in request.exact_gpus if fabric.named(name) is not None]
+        for thing in (*gpus, *request.exact_nics, *request.exact_nvmes, *(f"CPU {cpu}" for cpu in request.exact_cpus)):
+            named.setdefault(thing, []).append(request.name)
+    twice = [f"{thing} is named by VMs {', '.join(names)}." for thing, names in named.items() if len(names) > 1]
+    if twice:
+        raise TopovirtError(" ".join(twice), "Give each device and each CPU to one VM. Nothing was planned.")
 
 
 def _vm(
@@ -133,6 +162,9 @@ def make_plan(
     host_name: str,
     policy: Mapping[str, Any] | None = None,
     state: str = "converted",
+    exclude: Sequence[str] = (),
+    explain: bool = False,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """The plan for a batch of VMs, as docs/architecture.md describes it.
 
@@ -141,34 +173,48 @@ def make_plan(
     :param host_name: names the host in the UUIDs of new VMs.
     :param policy: rules for "auto"; see :func:`parse_policy`.
     :param state: "converted" or "unconverted"; see :func:`take_stock`.
+    :param exclude: addresses of devices that are not given out, such as degraded GPUs.
+    :param explain: add ``explanation`` to every VM: why these devices, and what the next best placement was.
+    :param partial: plan what fits, higher priority first, and list the others in ``refused``, instead of refusing all.
     :raises TopovirtError: one error that names every problem or shortage.
     """
     wanted = parse_requests(requests)
     rules = parse_policy(policy)
-    inventory = take_stock(topology, domains, state)
+    excluded = [bdf.lower() for bdf in exclude]
+    inventory = take_stock(topology, domains, state, fabric_model, rules.reserve, excluded)
     fabric = read_fabric(topology, fabric_model)
     existing = {domain["name"]: domain for domain in domains}
     standing = compare_with_existing(wanted, rules, existing, inventory, fabric)
     if standing.released:
         others = [domain for domain in domains if domain["name"] not in standing.released]
-        inventory = take_stock(topology, others, state)
-    solver = Solver(inventory, fabric, rules)
+        inventory = take_stock(topology, others, state, fabric_model, rules.reserve, excluded)
     fresh = [request for request in wanted if request.name not in standing.kept]
-    solved = solver.solve(fresh)
-    if solved is None:
+    _refuse_contradictions(fresh, fabric)
+    solver = Solver(inventory, fabric, rules)
+    for kept in standing.kept.values():
+        solver.keep_apart(kept.placed)
+    solved, sorted_out = place(solver, fresh), None
+    if solved is None and not partial:
         raise refusal(solver, fresh)
+    if solved is None or partial:
+        sorted_out = sort_out(solver, fresh)
+        solved = sorted_out.placed
     picked = _pick_cores(solved, inventory)
     new = {placed.request.name: placed for placed in solved}
-    has_switches = any(function["role"] == "nvswitch" for function in topology["pci"])
+    explanations = explain_all(solver, solved) if explain else {}
+    has_fabric = any(function["role"] in FABRIC_ROLES for function in topology["pci"])
+    general = _general_warnings(rules, solver)
     vms: list[dict[str, Any]] = []
     problems: list[TopovirtError] = []
     for request in wanted:
-        kept = standing.kept.get(request.name)
-        if kept is not None:
-            placed, cores, memory, page_size = kept.placed, kept.cores, kept.memory, kept.page_size_bytes
-        else:
+        stays = standing.kept.get(request.name)
+        if stays is not None:
+            placed, cores, memory, page_size = stays.placed, stays.cores, stays.memory, stays.page_size_bytes
+        elif request.name in new:
             placed, cores, page_size = new[request.name], picked[request.name], inventory.page_size_bytes
             memory = {node: count * page_size for node, count in placed.size.pages.items()}
+        else:
+            continue
         placement = _placement(placed, inventory, cores, memory, page_size)
         try:
             layout = build_layout(
@@ -188,14 +234,30 @@ def make_plan(
         uuid = (known["uuid"] if known is not None else None) or str(
             uuid5(NAMESPACE_URL, f"{METADATA_NAMESPACE}:{host_name}:{request.name}")
         )
-        warnings = _warnings(placed, fabric, inventory, has_switches)
-        vms.append(_vm(placed, placement, layout, topology, fabric, uuid, warnings))
+        warnings = [*general, *_warnings(placed, fabric, inventory, has_fabric)]
+        vm = _vm(placed, placement, layout, topology, fabric, uuid, warnings)
+        if request.name in explanations:
+            vm["explanation"] = explanations[request.name]
+        vms.append(vm)
     if problems:
         hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))
         raise TopovirtError(" ".join(problem.message for problem in problems), " ".join(hints))
-    return {
+    plan = {
         "schema": SCHEMA,
         "basis": make_basis(topology, domains, [parse_domain(vm["domain_xml"]) for vm in vms]),
         "fabric_model": fabric_model,
         "vms": vms,
     }
+    return plan if sorted_out is None else {**plan, **_leftover(sorted_out)}
+
+
+def _leftover(sorted_out: Sorted) -> dict[str, Any]:
+    return {
+        "refused": [{"name": name, "reasons": reasons} for name, reasons in sorted_out.refused],
+        "still_fits": sorted_out.still_fits,
+    }
+
+
+def _general_warnings(rules: Policy, solver: Solver) -> list[str]:
+    undecided = "The search for the best placement was ended early; there may be a better one."
+    return [*rules.warnings, *([undecided] if solver.undecided else [])]

@@ -11,11 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import parse_cpulist
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import BDF
 
-_KEYS = ("name", "gpus", "nics", "nvme", "vcpus", "memory", "boot", "hostdev_properties", "pv_eoi")
+# What of a request decides where its VM goes; kept in the VM's metadata as it was asked for.
+_PLACING_KEYS = (
+    "gpus", "nics", "nvme", "vcpus", "memory", "smt", "numa", "nvlink", "anti_affinity", "priority",
+)  # fmt: skip
+_KEYS = ("name", *_PLACING_KEYS, "boot", "hostdev_properties", "pv_eoi")
 _KERNEL_KEYS = ("kernel", "initrd", "cmdline")
 _DISK_KEYS = ("path", "format")
-_POLICY_KEYS = ("vcpus_per_gpu", "memory_per_gpu", "nics_per_gpu")
+_GPU_KEYS = ("bdf", "module_id", "index")
+SMT = ("share", "isolate")
+NUMA = ("strict", "prefer")
+NVLINK = ("required", "preferred", "none")
+MAX_PRIORITY = 1000
 _DISK_FORMATS = ("qcow2", "raw")
 
 # libvirt refuses names with "/" or a newline and empty ones; the rest keeps names safe in file names and command lines.
@@ -44,31 +54,39 @@ class DiskBoot:
 
 
 @dataclass(frozen=True)
+class GpuName:
+    """A certain GPU, by ``bdf``, ``module_id`` or ``index`` (its place among the host's GPUs, from 0 on)."""
+
+    kind: str
+    value: str | int
+
+
+@dataclass(frozen=True)
 class Request:
-    """One VM as asked for. ``None`` stands for "auto"."""
+    """One VM as asked for. ``None`` stands for "auto"; what names certain devices also fills the number of them."""
 
     name: str
     gpus: int
     nics: int | None
-    nvme: int
+    nvme: int | None
     vcpus: int | None
     memory_bytes: int | None
     boot: KernelBoot | DiskBoot
     hostdev_properties: dict[str, bool | int | str]
     asked: dict[str, Any]  # as given, for the VM's metadata
     pv_eoi: bool | None = None  # ``None``: as libvirt has it
+    exact_gpus: tuple[GpuName, ...] = ()
+    exact_nics: tuple[str, ...] = ()
+    exact_nvmes: tuple[str, ...] = ()
+    exact_cpus: tuple[int, ...] = ()  # the host's logical CPUs
+    smt: str = "share"  # "isolate": one vCPU on each core, whose other threads stay idle
+    numa: str = "strict"  # "prefer": cores and memory of other nodes where those of the GPUs' nodes do not suffice
+    nvlink: str | None = None  # ``None``: as the fabric model has it
+    anti_affinity: tuple[str, ...] = ()  # VMs that it shares no NUMA node with
+    priority: int = 0
 
 
-@dataclass(frozen=True)
-class Policy:
-    """Rules for what a request leaves to "auto". ``None`` stands for the proportional share of the machine."""
-
-    vcpus_per_gpu: int | None = None
-    memory_per_gpu_bytes: int | None = None
-    nics_per_gpu: int | None = None
-
-
-class _Problems:
+class Problems:
     """Collects every problem of the input, so that one run tells all of them."""
 
     def __init__(self) -> None:
@@ -111,6 +129,12 @@ class _Problems:
             if key not in known:
                 self.found.append(f"{where}: unknown key {key!r}, known ones are {', '.join(known)}.")
 
+    def choice(self, where: str, value: object, known: Sequence[str]) -> bool:
+        if value in known:
+            return True
+        self.add(where, value, f"one of {', '.join(known)}")
+        return False
+
     def path(self, where: str, value: object) -> str:
         if isinstance(value, str) and value.startswith("/") and "\n" not in value:
             return value
@@ -125,7 +149,7 @@ class _Problems:
             )
 
 
-def _boot(where: str, value: object, problems: _Problems) -> KernelBoot | DiskBoot:
+def _boot(where: str, value: object, problems: Problems) -> KernelBoot | DiskBoot:
     nothing = KernelBoot("", None, None)
     if not isinstance(value, Mapping) or ("kernel" in value) == ("disk" in value):
         problems.add(where, value, "either {kernel, initrd, cmdline} or {disk: {path, format}}")
@@ -153,7 +177,7 @@ def _boot(where: str, value: object, problems: _Problems) -> KernelBoot | DiskBo
     return DiskBoot(problems.path(f"{where}.disk.path", disk.get("path")), str(image_format))
 
 
-def _properties(where: str, value: object, problems: _Problems) -> dict[str, bool | int | str]:
+def _properties(where: str, value: object, problems: Problems) -> dict[str, bool | int | str]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -167,32 +191,113 @@ def _properties(where: str, value: object, problems: _Problems) -> dict[str, boo
     return dict(value)
 
 
-def _request(where: str, value: Mapping[str, Any], problems: _Problems) -> Request:
+def _gpu_name(where: str, value: object, problems: Problems) -> GpuName | None:
+    expected = "an address such as '0000:23:00.0', {module_id: number} or {index: number}"
+    if isinstance(value, str):
+        value = {"bdf": value}
+    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in _GPU_KEYS:
+        problems.add(where, value, expected)
+        return None
+    ((kind, name),) = value.items()
+    good = isinstance(name, str) if kind == "bdf" else isinstance(name, int) and not isinstance(name, bool)
+    if not good or (kind == "bdf" and not BDF.match(name)):
+        problems.add(where, value, expected)
+        return None
+    return GpuName(kind, name.lower() if kind == "bdf" else name)
+
+
+def _gpus(where: str, value: object, problems: Problems) -> tuple[int, tuple[GpuName, ...]]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return problems.number(where, value, 1), ()
+    if not value:
+        problems.add(where, value, "a number or a list of at least one GPU")
+    names = tuple(name for item in value if (name := _gpu_name(where, item, problems)) is not None)
+    if len(set(names)) != len(names):
+        problems.add(where, value, "each GPU once")
+    return max(1, len(names)), names
+
+
+def _devices(where: str, value: object, default: object, problems: Problems) -> tuple[int | None, tuple[str, ...]]:
+    """A number, "auto" or a list of addresses."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return problems.auto_number(where, default if value is None else value, 0), ()
+    bdfs = tuple(str(item).lower() for item in value)
+    if not all(BDF.match(bdf) for bdf in bdfs) or len(set(bdfs)) != len(bdfs):
+        problems.add(where, value, "'auto', a number, or addresses such as '0000:24:00.0', each once")
+    return len(bdfs), bdfs
+
+
+def _vcpus(where: str, value: object, problems: Problems) -> tuple[int | None, tuple[int, ...]]:
+    """A number, "auto" or a list of host CPUs such as ``"4-7,52-55"``."""
+    if not isinstance(value, str) or value == "auto":
+        return problems.auto_number(where, value, 1), ()
+    try:
+        cpus = tuple(parse_cpulist(value))
+    except TopovirtError:
+        cpus = ()
+    if not cpus:
+        problems.add(where, value, "'auto', a number, or host CPUs such as '4-7,52-55'")
+    return len(cpus) or None, cpus
+
+
+def _names(where: str, value: object, own: object, problems: Problems) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        problems.add(where, value, "a list of names of VMs")
+        return ()
+    if own in value:
+        problems.add(where, value, "names of other VMs")
+    return tuple(value)
+
+
+def _priority(where: str, value: object, problems: Problems) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_PRIORITY:
+        return value
+    problems.add(where, value, f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+    return 0
+
+
+def _request(where: str, value: Mapping[str, Any], problems: Problems) -> Request:
     problems.unknown_keys(where, value, _KEYS)
     name = value.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         problems.add(f"{where}.name", name, "1 to 64 letters, digits or '_.+-', starting with a letter or digit")
+    gpus, exact_gpus = _gpus(f"{where}.gpus", value.get("gpus"), problems)
+    nics, exact_nics = _devices(f"{where}.nics", value.get("nics"), "auto", problems)
+    nvme, exact_nvmes = _devices(f"{where}.nvme", value.get("nvme"), 0, problems)
+    vcpus, exact_cpus = _vcpus(f"{where}.vcpus", value.get("vcpus"), problems)
+    smt, numa, nvlink = value.get("smt", "share"), value.get("numa", "strict"), value.get("nvlink")
     return Request(
         name=str(name),
-        gpus=problems.number(f"{where}.gpus", value.get("gpus"), 1),
-        nics=problems.auto_number(f"{where}.nics", value.get("nics"), 0),
-        nvme=problems.number(f"{where}.nvme", value.get("nvme", 0), 0),
-        vcpus=problems.auto_number(f"{where}.vcpus", value.get("vcpus"), 1),
+        gpus=gpus,
+        nics=nics,
+        nvme=nvme,
+        vcpus=vcpus,
         memory_bytes=problems.size(f"{where}.memory", value.get("memory")),
         boot=_boot(f"{where}.boot", value.get("boot"), problems),
         hostdev_properties=_properties(f"{where}.hostdev_properties", value.get("hostdev_properties"), problems),
         pv_eoi=problems.truth(f"{where}.pv_eoi", value.get("pv_eoi")),
-        asked={key: value[key] for key in ("gpus", "nics", "nvme", "vcpus", "memory") if key in value},
+        asked={key: value[key] for key in _PLACING_KEYS if key in value},
+        exact_gpus=exact_gpus,
+        exact_nics=exact_nics,
+        exact_nvmes=exact_nvmes,
+        exact_cpus=exact_cpus,
+        smt=str(smt) if problems.choice(f"{where}.smt", smt, SMT) else "share",
+        numa=str(numa) if problems.choice(f"{where}.numa", numa, NUMA) else "strict",
+        nvlink=None if nvlink is None or not problems.choice(f"{where}.nvlink", nvlink, NVLINK) else str(nvlink),
+        anti_affinity=_names(f"{where}.anti_affinity", value.get("anti_affinity"), name, problems),
+        priority=_priority(f"{where}.priority", value.get("priority", 0), problems),
     )
 
 
 def parse_requests(raw: object) -> list[Request]:
     """Requests as a user writes them -> checked requests, in the same order.
 
-    :param raw: list of ``{name, gpus, nics, nvme, vcpus, memory, boot, hostdev_properties, pv_eoi}``.
+    :param raw: list of mappings; plugins/modules/vm_plan.py documents their keys.
     :raises TopovirtError: one error with every problem of every request.
     """
-    problems = _Problems()
+    problems = Problems()
     requests: list[Request] = []
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         problems.add("requests", raw, "a list of requests")
@@ -209,20 +314,3 @@ def parse_requests(raw: object) -> list[Request]:
         problems.found.append(f"requests: the VM name {name!r} is given {names.count(name)} times, expected once.")
     problems.refuse("Requests")
     return requests
-
-
-def parse_policy(raw: Mapping[str, Any] | None) -> Policy:
-    """``{vcpus_per_gpu, memory_per_gpu, nics_per_gpu}`` -> policy.
-
-    :raises TopovirtError: one error with every problem.
-    """
-    problems = _Problems()
-    value = raw or {}
-    problems.unknown_keys("policy", value, _POLICY_KEYS)
-    policy = Policy(
-        vcpus_per_gpu=problems.auto_number("policy.vcpus_per_gpu", value.get("vcpus_per_gpu"), 1),
-        memory_per_gpu_bytes=problems.size("policy.memory_per_gpu", value.get("memory_per_gpu")),
-        nics_per_gpu=problems.auto_number("policy.nics_per_gpu", value.get("nics_per_gpu"), 0),
-    )
-    problems.refuse("Policy")
-    return policy

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import Inventory
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Policy, Request
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request
 
 # q35 without an emulated IOMMU has xAPIC ids only: 8 bits, 255 is the broadcast address.
 MAX_APIC_ID = 254
@@ -24,6 +25,11 @@ class Size:
     pages: dict[int, int]
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> frozenset[int]:
+        """The NUMA nodes that the VM spans."""
+        return frozenset((*self.cores, *self.pages))
 
 
 def _bits(count: int) -> int:
@@ -51,18 +57,110 @@ def split(amount: int, weights: Mapping[int, int]) -> dict[int, int]:
     return shares
 
 
-def threads_per_core(inventory: Inventory) -> int:
-    """Threads of the host's guest cores; the smallest where they differ."""
+def threads_per_core(inventory: Inventory, smt: str = "share") -> int:
+    """vCPUs that a core makes: the threads of the host's guest cores, the smallest where they differ; one alone with
+    ``isolate``."""
+    if smt == "isolate":
+        return 1
     return min((len(core["threads"]) for cores in inventory.guest_cores.values() for core in cores), default=1)
+
+
+def spread(
+    size: Size, cores: Mapping[int, int], pages: Mapping[int, int], nearest: Mapping[int, Sequence[int]]
+) -> Size:
+    """The size with what its nodes do not have taken from other nodes, nearest first.
+
+    One core and one page of each node of the GPUs stay: without them the guest would have no such node. A node that is
+    added gives at least one of both as well.
+
+    :param cores: node -> free cores; ``pages`` likewise.
+    :param nearest: node -> all nodes, nearest first.
+    :returns: a size of the same sums; the given one when the host does not have as much.
+    """
+    free = {"cores": dict(cores), "pages": dict(pages)}
+    taken: dict[str, dict[int, int]] = {"cores": {}, "pages": {}}
+    lacking = {"cores": 0, "pages": 0}
+    for what, wanted in (("cores", size.cores), ("pages", size.pages)):
+        for node, count in wanted.items():
+            taken[what][node] = max(1, min(count, free[what].get(node, 0)))
+            free[what][node] = free[what].get(node, 0) - taken[what][node]
+            lacking[what] += count - taken[what][node]
+    home = sorted(size.nodes)
+    others = list(dict.fromkeys(node for node in nearest[home[0]] if node in cores)) if home else []
+    for node in [*home, *(node for node in others if node not in home)]:
+        if not any(lacking.values()):
+            break
+        new = node not in size.nodes
+        if new and any(free[what].get(node, 0) < 1 for what in free):
+            continue
+        for what in ("cores", "pages"):
+            count = min(max(lacking[what], 1 if new else 0), max(0, free[what].get(node, 0)))
+            if count:
+                taken[what][node] = taken[what].get(node, 0) + count
+                free[what][node] -= count
+                lacking[what] -= count
+        # The one core or page that an added node had to give was not lacking: a home node keeps it.
+        for what in ("cores", "pages"):
+            if lacking[what] < 0:
+                richest = max(home, key=lambda number: (taken[what][number], -number))
+                if taken[what][richest] + lacking[what] < 1:
+                    return size
+                taken[what][richest] += lacking[what]
+                lacking[what] = 0
+    if any(lacking.values()):
+        return size
+    return replace(
+        size,
+        cores=dict(sorted(taken["cores"].items())),
+        pages=dict(sorted(taken["pages"].items())),
+        warnings=(
+            *size.warnings,
+            "Cores or memory of further NUMA nodes are used, as those of the GPUs do not suffice.",
+        ),
+    )
+
+
+def _exact_cores(
+    request: Request, inventory: Inventory, weights: Mapping[int, int]
+) -> tuple[dict[int, int], list[str]]:
+    """Cores per node of a request that names the host's CPUs."""
+    asked = set(request.exact_cpus)
+    found: dict[int, int] = {}
+    problems: list[str] = []
+    for node, cores in inventory.guest_cores.items():
+        for core in cores:
+            own = asked.intersection(core["threads"])
+            if not own:
+                continue
+            asked -= own
+            wanted = set(core["threads"][:1]) if request.smt == "isolate" else set(core["threads"])
+            if own != wanted:
+                listed = ", ".join(map(str, sorted(wanted)))
+                problems.append(
+                    f"vcpus: of the core with CPUs {core['threads']} a VM with smt={request.smt} has {listed}"
+                )
+            if core not in inventory.free_cores[node]:
+                problems.append(f"vcpus: CPU {min(own)} is pinned to another VM")
+            found[node] = found.get(node, 0) + 1
+    if asked:
+        listed = ", ".join(map(str, sorted(asked)))
+        problems.append(f"vcpus: CPU {listed} is not of this host, or kept by the host")
+    if set(found) != set(weights):
+        problems.append(
+            f"vcpus: CPUs are of NUMA nodes {sorted(found)}, the GPUs of {sorted(weights)}; a VM has CPUs of each"
+        )
+    return {node: found.get(node, 1) for node in weights}, problems
 
 
 def _cores(
     request: Request, policy: Policy, inventory: Inventory, weights: Mapping[int, int], gpus_on: Mapping[int, int]
 ) -> tuple[dict[int, int], list[str], list[str]]:
-    threads = threads_per_core(inventory)
-    asked = request.vcpus
-    if asked is None and policy.vcpus_per_gpu is not None:
-        asked = policy.vcpus_per_gpu * request.gpus
+    if request.exact_cpus:
+        cores, problems = _exact_cores(request, inventory, weights)
+        return cores, problems, []
+    threads = threads_per_core(inventory, request.smt)
+    asked, from_table = (request.vcpus, False) if request.vcpus is not None else policy.vcpus(request.gpus)
+    warnings: list[str] = []
     if asked is None:
         share = {
             node: max(1, len(inventory.guest_cores.get(node, ())) * count // gpus_on[node])
@@ -74,6 +172,10 @@ def _cores(
             limit -= 1
         warnings = [f"vCPUs are limited to {limit * threads} per NUMA node (APIC ids)."] if limit < most else []
         return {node: min(count, limit) for node, count in share.items()}, [], warnings
+    if asked % threads and from_table:
+        given = max(threads, asked - asked % threads)
+        warnings = [f"vCPUs are {given} instead of {asked}: whole cores, so that no VM shares a core."]
+        asked = given
     if asked % threads:
         return (
             dict.fromkeys(weights, 1),
@@ -85,24 +187,40 @@ def _cores(
         return cores, [f"vcpus: {asked} is less than one core ({threads} vCPUs) for each of {len(weights)} nodes"], []
     if max_apic_id(len(cores), max(cores.values()), threads) > MAX_APIC_ID:
         return cores, [f"vcpus: {asked} needs APIC ids above {MAX_APIC_ID}, which VMs without vIOMMU do not have"], []
-    return cores, [], []
+    return cores, [], warnings
 
 
 def _pages(
     request: Request, policy: Policy, inventory: Inventory, weights: Mapping[int, int], gpus_on: Mapping[int, int]
-) -> tuple[dict[int, int], list[str]]:
-    asked = request.memory_bytes
-    if asked is None and policy.memory_per_gpu_bytes is not None:
-        asked = policy.memory_per_gpu_bytes * request.gpus
-    if asked is None:
-        return {
-            node: max(1, inventory.total_pages.get(node, 0) * count // gpus_on[node]) for node, count in weights.items()
-        }, []
+) -> tuple[dict[int, int], list[str], list[str]]:
+    """Pages per node, problems and warnings."""
     size = inventory.page_size_bytes
+    asked = request.memory_bytes
+    if asked is not None and asked % size:
+        lower = asked // size * size
+        nearest = f"{lower >> 20} or {(lower + size) >> 20}" if lower else str(size >> 20)
+        return (
+            dict.fromkeys(weights, 1),
+            [f"memory: {asked >> 20} MiB is not a multiple of the {size >> 20} MiB huge pages; {nearest} MiB is"],
+            [],
+        )
+    if asked is None:
+        asked = policy.memory_bytes(request.gpus)
+    if asked is None:
+        return (
+            {
+                node: max(1, inventory.total_pages.get(node, 0) * count // gpus_on[node])
+                for node, count in weights.items()
+            },
+            [],
+            [],
+        )
     pages = split(-(-asked // size), weights)
     given = sum(pages.values()) * size
+    if given != asked and request.memory_bytes is not None:
+        return pages, [f"memory: {asked >> 20} MiB is less than one huge page for each of {len(weights)} nodes"], []
     rounded = [f"memory is {given >> 20} MiB instead of {asked >> 20} MiB: whole huge pages on each node."]
-    return pages, rounded if given != asked else []
+    return pages, [], rounded if given != asked else []
 
 
 def size_of(request: Request, policy: Policy, inventory: Inventory, gpus: Sequence[str]) -> Size:
@@ -115,5 +233,5 @@ def size_of(request: Request, policy: Policy, inventory: Inventory, gpus: Sequen
     gpus_on = Counter(inventory.node_of.values())
     ordered = {node: weights[node] for node in sorted(weights)}
     cores, problems, warnings = _cores(request, policy, inventory, ordered, gpus_on)
-    pages, more_warnings = _pages(request, policy, inventory, ordered, gpus_on)
-    return Size(cores, pages, tuple(problems), (*warnings, *more_warnings))
+    pages, more_problems, more_warnings = _pages(request, policy, inventory, ordered, gpus_on)
+    return Size(cores, pages, (*problems, *more_problems), (*warnings, *more_warnings))

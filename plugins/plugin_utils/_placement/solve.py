@@ -3,33 +3,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where VMs go: the best placement of a batch of requests, found by an exact search.
 
-Objective, lexicographic:
-
-1. hard: GPU sets that the fabric allows, whole IOMMU groups, devices never shared, cores and huge pages of the nodes;
-2. least sum of path classes between GPUs and their NICs and NVMe devices;
-3. fewest NUMA nodes spanned;
-4. largest VMs that can still come later;
-5. host order.
-
-Existing VMs never move.
+What is best is written in docs/reference/placement.md. The search goes depth first over the GPU sets of one request
+after the other, nearest first, and leaves out what a lower bound shows to be no better than what it has.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import CLASSES
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.assign import Taker, assign
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.distance import COST, Distances
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import Fabric, GpuSet, blocks, gpu_sets
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import Inventory, Unit
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Policy, Request
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing import Size, size_of
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import FABRIC_ROLES, Inventory, Unit
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing import Size, size_of, spread
 
 # Search steps before the best placement found so far is taken; hosts with NVSwitches need some hundred.
 SEARCH_LIMIT = 100_000
+# What one path class weighs against the order of devices below their switches.
+_CLASS_WEIGHT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,36 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Value:
+    """What a placement of a batch is worth; less is better, level by level."""
+
+    distance: int
+    nodes: int
+    whole: tuple[int, ...]  # minus the free blocks of each size, largest first
+    order: tuple[tuple[str, ...], ...]
+
+    @property
+    def key(self) -> tuple[int, int, tuple[int, ...], tuple[tuple[str, ...], ...]]:
+        return self.distance, self.nodes, self.whole, self.order
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A placement in the order of the requests, and its value."""
+
+    placed: list[Placed]
+    value: Value
+
+
+@dataclass(frozen=True)
 class _Choice:
-    request: Request
     gpu_set: GpuSet
     size: Size
-    least_cost: int  # of its NICs and NVMe devices, were it alone
-    nodes: int
+    least: int  # a lower bound of the distances to its NICs and NVMe devices
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return self.gpu_set.gpus
 
 
 class Solver:
@@ -87,21 +108,49 @@ class Solver:
         self.inventory = inventory
         self.fabric = fabric
         self.policy = policy
+        self.undecided = False  # whether a search ended before it had seen everything
+        self._ties = {device: self._tied(device) for device in (*fabric.gpus, *fabric.switches)}
+        self._alike = {gpu: self._kind(gpu) for gpu in fabric.gpus}
         self._blocks = blocks(fabric, inventory.pcie_group_of, inventory.node_of)
-        self._choices: dict[tuple[str, GpuSet], _Choice | None] = {}
-        self._rank = self._ranks()
+        self._sizes = sorted({len(block) for block in self._blocks}, reverse=True)
+        self._nodes_of = dict(inventory.nodes_of)
+        self._far: dict[str, frozenset[int]] = {}
+        self._kinds: dict[tuple[object, ...], int] = {}
+        self._choices: dict[tuple[int, GpuSet], _Choice | None] = {}
+        self._ranks = self._all_ranks()
         self.free = Free(
-            frozenset(gpu for gpu in fabric.gpus if not inventory.why_taken(gpu)),
+            frozenset(gpu for gpu in fabric.gpus if self._ties[gpu] is not None),
             {node: len(cores) for node, cores in inventory.free_cores.items()},
             dict(inventory.free_pages),
             tuple(unit for unit in inventory.nics if not self._unit_taken(unit)),
             tuple(unit for unit in inventory.nvmes if not self._unit_taken(unit)),
         )
+        self._nics = Distances(inventory.paths, fabric.gpus, [unit.devices[0] for unit in self.free.nics])
+        self._nvmes = Distances(inventory.paths, fabric.gpus, [unit.devices[0] for unit in self.free.nvmes])
+
+    def _tied(self, device: str) -> frozenset[str] | None:
+        """GPUs and parts of the fabric that go where the device goes; None when it cannot go anywhere."""
+        group = self.inventory.group_of(device)
+        if any(self.inventory.why_taken(other) for other in group):
+            return None
+        return frozenset(other for other in group if self._role(other) in ("gpu", *FABRIC_ROLES))
+
+    def _kind(self, gpu: str) -> tuple[object, ...]:
+        """GPUs of the same kind can stand for each other: same switch, same node, and no or the same IOMMU group."""
+        alone = self.inventory.group_of(gpu) == (gpu,)
+        return (
+            self.inventory.pcie_group_of[gpu],
+            self.inventory.node_of[gpu],
+            None if alone else self.inventory.functions[gpu]["iommu_group"],
+        )
+
+    def _role(self, device: str) -> str | None:
+        return self.inventory.functions[device]["role"]
 
     def _unit_taken(self, unit: Unit) -> bool:
         return any(self.inventory.why_taken(other) for other in self.inventory.group_of(unit.devices[0]))
 
-    def _ranks(self) -> dict[str, int]:
+    def _all_ranks(self) -> dict[str, int]:
         """Place of a device among those of its role below the same switch: first GPU pairs with first NIC."""
         seen: Counter[tuple[str, str]] = Counter()
         ranks: dict[str, int] = {}
@@ -112,50 +161,88 @@ class Solver:
                 seen[above, function["role"]] += 1
         return ranks
 
+    def _share(self, gpus: int, units: int) -> int:
+        return gpus * units // max(1, len(self.fabric.gpus))
+
     def nic_count(self, request: Request) -> int:
-        """NICs that a request gets: what it asks for, or its GPUs' share of the NICs near GPUs."""
-        if request.nics is not None:
-            return request.nics
-        if self.policy.nics_per_gpu is not None:
-            return self.policy.nics_per_gpu * request.gpus
-        return request.gpus * len(self.inventory.near_nics()) // max(1, len(self.fabric.gpus))
+        """NICs that a request gets: what it asks for, what the policy says, or its GPUs' share of those near GPUs."""
+        asked = self.policy.nics(request.gpus) if request.nics is None else request.nics
+        return self._share(request.gpus, len(self.inventory.near_nics())) if asked is None else asked
+
+    def nvme_count(self, request: Request) -> int:
+        """NVMe devices that a request gets: what it asks for, or its GPUs' share of those for guests."""
+        return self._share(request.gpus, len(self.inventory.nvmes)) if request.nvme is None else request.nvme
 
     # --- distances ---
 
-    def _price(self, gpu: str, unit: Unit, owned: frozenset[str]) -> int | None:
-        if not unit.tied_to <= owned:
-            return None
-        device = unit.devices[0]
-        rank = abs(self._rank[gpu] - self._rank[device])
-        return CLASSES.index(self.inventory.paths.path_class(gpu, device)) * 1000 + min(rank, 999)
-
     def _attach(
-        self, sets: Sequence[tuple[Request, GpuSet]], units: Sequence[Unit], counts: Sequence[int]
+        self,
+        sets: Sequence[tuple[Request, GpuSet]],
+        units: Sequence[Unit],
+        counts: Sequence[int],
+        exact: Sequence[tuple[str, ...]],
+        distances: Distances,
     ) -> tuple[int, dict[str, tuple[str, ...]]] | None:
         """Units for several VMs at once: sum of path classes, and VM -> devices. None when there are too few."""
         by_name = {unit.devices[0]: unit for unit in units}
-        owner = {gpu: frozenset((*item.gpus, *item.switches)) for _request, item in sets for gpu in item.gpus}
+        owned: dict[str, frozenset[str]] = {}
+        wanted: dict[str, frozenset[str]] = {}
+        for (_request, item), names in zip(sets, exact, strict=True):
+            for gpu in item.gpus:
+                owned[gpu] = frozenset((*item.gpus, *item.switches))
+                wanted[gpu] = frozenset(names)
+        claimed = frozenset(name for names in exact for name in names)
+
+        def price(gpu: str, name: str) -> int | None:
+            unit = by_name[name]
+            asked = wanted[gpu] if wanted[gpu] else None
+            if not unit.tied_to <= owned[gpu] or (
+                claimed.intersection(unit.devices) if asked is None else asked.isdisjoint(unit.devices)
+            ):
+                return None
+            return distances.cost[gpu][name] * _CLASS_WEIGHT + abs(self._ranks[gpu] - self._ranks[name])
+
         takers = [Taker(request.name, item.gpus, count) for (request, item), count in zip(sets, counts, strict=True)]
-        given = assign(takers, list(by_name), lambda gpu, name: self._price(gpu, by_name[name], owner[gpu]))
+        given = assign(takers, list(by_name), price)
         if given is None:
             return None
-        cost = sum(
-            CLASSES.index(self.inventory.paths.path_class(gpu, name)) for pairs in given.values() for gpu, name in pairs
-        )
+        cost = sum(distances.cost[gpu][name] for pairs in given.values() for gpu, name in pairs)
         return cost, {
             vm: tuple(sorted(device for _gpu, name in pairs for device in by_name[name].devices))
             for vm, pairs in given.items()
         }
 
+    def _attach_nics(
+        self, sets: Sequence[tuple[Request, GpuSet]], free: Free
+    ) -> tuple[int, dict[str, tuple[str, ...]]] | None:
+        counts = [self._units_of(request, self.nic_count, request.exact_nics, free.nics) for request, _set in sets]
+        return self._attach(sets, free.nics, counts, [request.exact_nics for request, _set in sets], self._nics)
+
+    def _attach_nvmes(
+        self, sets: Sequence[tuple[Request, GpuSet]], units: Sequence[Unit]
+    ) -> tuple[int, dict[str, tuple[str, ...]]] | None:
+        counts = [self._units_of(request, self.nvme_count, request.exact_nvmes, units) for request, _set in sets]
+        return self._attach(sets, units, counts, [request.exact_nvmes for request, _set in sets], self._nvmes)
+
+    @staticmethod
+    def _units_of(
+        request: Request, count: Callable[[Request], int], exact: tuple[str, ...], units: Sequence[Unit]
+    ) -> int:
+        """How many units a request takes: those that its devices belong to, or the number."""
+        if not exact:
+            return count(request)
+        found = [unit for unit in units if not set(exact).isdisjoint(unit.devices)]
+        missing = len(set(exact) - {device for unit in found for device in unit.devices})
+        return len(found) + missing
+
     def attach(self, sets: Sequence[tuple[Request, GpuSet]], free: Free) -> tuple[int, list[Placed]] | None:
         """NICs and NVMe devices for chosen GPU sets, at the least sum of path classes; None when there are too few."""
-        nics = self._attach(sets, free.nics, [self.nic_count(request) for request, _set in sets])
+        nics = self._attach_nics(sets, free)
         if nics is None:
             return None
         # A NIC takes its whole IOMMU group with it, so an NVMe of that group can only go to the same VM.
-        gone = {other: vm for vm, taken in nics[1].items() for nic in taken for other in self.inventory.group_of(nic)}
-        loose = [unit for unit in free.nvmes if unit.devices[0] not in gone]
-        nvmes = self._attach(sets, loose, [request.nvme for request, _set in sets])
+        gone = {other for taken in nics[1].values() for nic in taken for other in self.inventory.group_of(nic)}
+        nvmes = self._attach_nvmes(sets, [unit for unit in free.nvmes if unit.devices[0] not in gone])
         if nvmes is None:
             return None
         placed = []
@@ -166,7 +253,71 @@ class Solver:
             placed.append(Placed(request, item, size, nics[1][request.name], nvmes[1][request.name], tuple(along)))
         return nics[0] + nvmes[0], placed
 
+    def dealt(self, placed: Placed) -> list[tuple[str, str, str]]:
+        """GPU, device and path class of each NIC and NVMe device of a VM, as they are dealt to its GPUs."""
+        found: list[tuple[str, str, str]] = []
+        for units, taken, distances in (
+            (self.free.nics, placed.nics, self._nics),
+            (self.free.nvmes, placed.nvmes, self._nvmes),
+        ):
+            names = [unit.devices[0] for unit in units if not set(taken).isdisjoint(unit.devices)]
+            taker = Taker(placed.request.name, placed.gpu_set.gpus, len(names))
+            given = assign(
+                [taker],
+                names,
+                lambda gpu, name, costs=distances.cost: (  # type: ignore[misc]
+                    costs[gpu][name] * _CLASS_WEIGHT + abs(self._ranks[gpu] - self._ranks[name])
+                ),
+            )
+            for gpu, name in (given or {}).get(placed.request.name, []):
+                found.append((gpu, name, self.inventory.paths.path_class(gpu, name)))
+        return found
+
+    @staticmethod
+    def distance(pairs: Sequence[tuple[str, str, str]]) -> int:
+        """Sum of the costs of dealt pairs."""
+        return sum(COST[path] for _gpu, _device, path in pairs)
+
     # --- one request ---
+
+    def beside(self, placed: Sequence[Placed]) -> Solver:
+        """The same questions about the host as it is with these VMs on it."""
+        if not placed:
+            return self
+        other = copy(self)
+        other._choices = {}
+        other._far, other._nodes_of = dict(self._far), dict(self._nodes_of)
+        for item in placed:
+            other.free = other.free.without(item)
+            other.keep_apart(item)
+        return other
+
+    def keep_apart(self, placed: Placed) -> None:
+        """Note where a VM is, for those that it, or that are to be kept apart from it."""
+        name, nodes = placed.request.name, placed.size.nodes
+        self._nodes_of[name] = nodes
+        for other in placed.request.anti_affinity:
+            self._far[other] = self._far.get(other, frozenset()) | nodes
+
+    def far_from(self, request: Request) -> frozenset[int]:
+        """Nodes that the VM must not use because of VMs that stand already."""
+        named = (self._nodes_of.get(name, frozenset()) for name in request.anti_affinity)
+        return self._far.get(request.name, frozenset()).union(*named)
+
+    def impossible(self, request: Request) -> list[str]:
+        """Why no state of this machine could serve the request: sizes that do not exist, names that mean nothing."""
+        reason = self.fabric.why_not(request)
+        found = [reason] if reason else []
+        for role, names in (("nic", request.exact_nics), ("nvme", request.exact_nvmes)):
+            for name in names:
+                function = self.inventory.functions.get(name)
+                if function is None:
+                    found.append(f"{role} {name}: this host has no such device")
+                elif function["role"] != role:
+                    found.append(f"{role} {name}: it is a {function['role'] or function['kind'].replace('_', ' ')}")
+                elif taken := self.inventory.why_taken(name):
+                    found.append(f"{role} {name}: {taken}")
+        return found
 
     def problems(self, request: Request, item: GpuSet, free: Free) -> list[str]:
         """Why a VM cannot have just these GPUs; empty when it can."""
@@ -174,13 +325,13 @@ class Solver:
         own = {*item.gpus, *item.switches}
         for device in sorted(own):
             for other in self.inventory.group_of(device):
-                role = self.inventory.functions[other]["role"]
+                role = self._role(other)
                 reason = self.inventory.why_taken(other)
-                if other not in own and role in ("gpu", "nvswitch"):
+                if other not in own and role in ("gpu", *FABRIC_ROLES):
                     found.append(f"{role} {other} shares IOMMU group {self._group(device)} with {device}")
                 elif reason:
                     found.append(f"{role or 'device'} {other}: {reason}")
-        size = size_of(request, self.policy, self.inventory, item.gpus)
+        size = self._fitted(request, size_of(request, self.policy, self.inventory, item.gpus), free)
         found += size.problems
         for node, cores in size.cores.items():
             if cores > free.cores.get(node, 0):
@@ -191,41 +342,80 @@ class Solver:
                 found.append(
                     f"needs {pages} huge pages of {page} MiB of NUMA node {node}, {free.pages.get(node, 0)} are free"
                 )
+        found += [
+            f"would use NUMA node {node}, which a VM uses that it is to be kept apart from"
+            for node in sorted(self.far_from(request).intersection(size.nodes))
+        ]
         pair = [(request, item)]
-        if self._attach(pair, free.nics, [self.nic_count(request)]) is None:
+        if self._attach_nics(pair, free) is None:
             found.append(f"needs {self.nic_count(request)} NICs, {len(free.nics)} are free{self.kept_back('nic')}")
-        if self._attach(pair, free.nvmes, [request.nvme]) is None:
-            found.append(f"needs {request.nvme} NVMe devices, {len(free.nvmes)} are free{self.kept_back('nvme')}")
+        if self._attach_nvmes(pair, free.nvmes) is None:
+            found.append(
+                f"needs {self.nvme_count(request)} NVMe devices, {len(free.nvmes)} are free{self.kept_back('nvme')}"
+            )
         return list(dict.fromkeys(found))
+
+    def _fitted(self, request: Request, size: Size, free: Free) -> Size:
+        """The size as it is had: with ``numa: prefer`` from other nodes what the GPUs' nodes do not have."""
+        if request.numa == "strict" or _fits(size, free):
+            return size
+        return spread(size, free.cores, free.pages, self.inventory.nearest_nodes)
 
     def kept_back(self, role: str) -> str:
         """Which devices of a role cannot be given out and why, as an addition to a sentence."""
-        reasons = [
-            f"{bdf}: {self.inventory.why_taken(bdf)}"
-            for bdf, function in self.inventory.functions.items()
-            if function["role"] == role and self.inventory.why_taken(bdf)
-        ]
+        reasons = list(
+            dict.fromkeys(
+                f"{other}: {self.inventory.why_taken(other)}"
+                for bdf, function in self.inventory.functions.items()
+                if function["role"] == role
+                for other in self.inventory.group_of(bdf)
+                if self.inventory.why_taken(other)
+            )
+        )
         return f" (not available: {'; '.join(reasons)})" if reasons else ""
 
     def _group(self, device: str) -> int | None:
         return self.inventory.functions[device]["iommu_group"]
 
-    def sets(self, count: int, free: Free) -> list[GpuSet]:
-        """GPU sets of a size that are free, in host order; IOMMU groups and other resources are not looked at."""
-        return list(gpu_sets(self.fabric, count, free.gpus, self.inventory.pcie_group_of))
+    def sets(self, request: Request, gpus: frozenset[str]) -> list[GpuSet]:
+        """GPU sets for a request that are free; other resources and IOMMU groups are not looked at."""
+        atoms: dict[frozenset[str], None] = {}
+        for gpu in self.fabric.gpus:
+            if gpu in gpus:
+                # GPUs of one IOMMU group are drawn together or not at all.
+                atoms[(self._ties[gpu] or frozenset({gpu})).intersection(self.fabric.gpus)] = None
+        groups: dict[tuple[object, ...], list[tuple[str, ...]]] = {}
+        for atom in atoms:
+            if atom <= gpus:
+                members = tuple(sorted(atom))
+                groups.setdefault(tuple(self._alike[gpu][:2] for gpu in members), []).append(members)
+        return gpu_sets(self.fabric, request, gpus, list(groups.values()))
 
-    def _choice(self, request: Request, item: GpuSet) -> _Choice | None:
-        """The set as a choice, were the request alone on the host; None when even that fails."""
-        key = (request.name, item)
+    def kind_of(self, request: Request) -> int:
+        """A number that requests share between which only their names make a difference."""
+        return self._kinds.setdefault(_placing(request), len(self._kinds))
+
+    def choice(self, request: Request, kind: int, item: GpuSet) -> _Choice | None:
+        """The set as a choice, were the request alone on the host; None when it can be seen not to be one."""
+        key = (kind, item)
         if key not in self._choices:
-            choice = None
-            if not self.problems(request, item, self.free):
-                alone = self.attach([(request, item)], self.free)
-                if alone is not None:
-                    size = alone[1][0].size
-                    choice = _Choice(request, item, size, alone[0], len(size.cores))
-            self._choices[key] = choice
+            self._choices[key] = self._weigh(request, item)
         return self._choices[key]
+
+    def _weigh(self, request: Request, item: GpuSet) -> _Choice | None:
+        own = {*item.gpus, *item.switches}
+        for device in own:
+            tied = self._ties[device]
+            if tied is None or not tied <= own:
+                return None
+        size = size_of(request, self.policy, self.inventory, item.gpus)
+        if size.problems or not _fits(self._fitted(request, size, self.free), self.free):
+            return None
+        nics = self._nics.least(item.gpus, self.nic_count(request) if not request.exact_nics else 0)
+        nvmes = self._nvmes.least(item.gpus, self.nvme_count(request) if not request.exact_nvmes else 0)
+        if nics is None or nvmes is None:
+            return None
+        return _Choice(item, size, nics + nvmes)
 
     # --- the batch ---
 
@@ -234,101 +424,182 @@ class Solver:
 
         :raises TopovirtError: when the search ends undecided, which takes a host far larger than known ones.
         """
-        order = sorted(range(len(requests)), key=lambda index: (-requests[index].gpus, _shape(requests[index]), index))
-        found = _Search(self, [requests[index] for index in order]).run()
-        if found is None:
-            return None
-        by_name = {placed.request.name: placed for placed in found}
-        return [by_name[request.name] for request in requests]
+        found = self.solutions(requests, 1)
+        return found[0].placed if found else None
+
+    def solutions(self, requests: Sequence[Request], count: int) -> list[Solution]:
+        """The best placements, best first; fewer than ``count`` when there are no more."""
+        order = sorted(
+            range(len(requests)), key=lambda index: (not requests[index].exact_gpus, -requests[index].gpus, index)
+        )
+        search = _Search(self, [requests[index] for index in order], count)
+        found = search.run()
+        self.undecided = self.undecided or search.steps > SEARCH_LIMIT
+        for solution in found:
+            by_name = {placed.request.name: placed for placed in solution.placed}
+            solution.placed[:] = [by_name[request.name] for request in requests]
+        return found
 
     def still_whole(self, free: frozenset[str], left: int) -> tuple[int, ...]:
         """For each block size, largest first: minus the number of free blocks, at most ``left`` GPUs' worth."""
         counts: Counter[int] = Counter()
-        sizes = sorted({len(block) for block in self._blocks}, reverse=True)
         for block in self._blocks:
             if block <= free:
                 counts[len(block)] += 1
-        return tuple(-min(counts[size], left // size) for size in sizes)
-
-
-def _shape(request: Request) -> tuple[int, ...]:
-    """What makes two requests interchangeable; -1 stands for "auto"."""
-    return tuple(
-        -1 if value is None else value for value in (request.nics, request.nvme, request.vcpus, request.memory_bytes)
-    )
+        return tuple(-min(counts[size], left // size) for size in self._sizes)
 
 
 class _Search:
-    """Depth-first branch and bound; the first of equal placements in host order wins."""
+    """Depth-first branch and bound."""
 
-    def __init__(self, solver: Solver, requests: list[Request]) -> None:
+    def __init__(self, solver: Solver, requests: list[Request], keep: int) -> None:
         self.solver = solver
         self.requests = requests
-        self.best: list[Placed] | None = None
-        self.best_key: tuple[int, int, tuple[int, ...]] | None = None
+        self.keep = keep
+        self.found: list[Solution] = []  # the best so far, best first
         self.steps = 0
         self.left = len(solver.free.gpus) - sum(request.gpus for request in requests)
+        self.kinds = [solver.kind_of(request) for request in requests]
+        self._options: dict[tuple[int, frozenset[str]], list[_Choice]] = {}
+        self._whole: dict[frozenset[str], tuple[int, ...]] = {}
 
-    def run(self) -> list[Placed] | None:
+    def run(self) -> list[Solution]:
         if self.left < 0:
-            return None
+            return []
         least: list[tuple[int, ...]] = []
-        for request in self.requests:
-            choices = [self.solver._choice(request, item) for item in self.solver.sets(request.gpus, self.solver.free)]
-            possible = [_needs(choice) for choice in choices if choice is not None]
+        for index in range(len(self.requests)):
+            possible = [_needs(choice) for choice in self._choices(index, self.solver.free.gpus)]
             if not possible:
-                return None
+                return []
             least.append(tuple(map(min, zip(*possible, strict=True))))
-        # What the requests from the n-th one on need at least: cost, nodes, cores, pages.
+        # What the requests from the n-th one on need at least: distance, nodes, cores, pages.
         self.rest = [tuple(map(sum, zip((0, 0, 0, 0), *least[index:], strict=True))) for index in range(len(least) + 1)]
-        self._visit([], self.solver.free, 0, 0)
-        if self.steps > SEARCH_LIMIT and self.best is None:
+        self._visit([], [], self.solver.free, 0, 0)
+        if self.steps > SEARCH_LIMIT and not self.found:
             raise TopovirtError(
                 f"No placement was found in {SEARCH_LIMIT} steps, and none was ruled out.",
                 "Place the VMs in smaller batches.",
             )
-        return self.best
+        return self.found
 
-    def _visit(self, chosen: list[_Choice], free: Free, cost: int, nodes: int) -> None:
+    def _choices(self, index: int, gpus: frozenset[str]) -> list[_Choice]:
+        """What the n-th request can have of these GPUs, most promising first."""
+        request, kind = self.requests[index], self.kinds[index]
+        key = (kind, gpus)
+        if key not in self._options:
+            found = (self.solver.choice(request, kind, item) for item in self.solver.sets(request, gpus))
+            self._options[key] = sorted(
+                (choice for choice in found if choice is not None),
+                key=lambda choice: (choice.least, len(choice.size.nodes), choice.order),
+            )
+        return self._options[key]
+
+    def _hopeless(self, bound: tuple[int, int, tuple[int, ...]], order: Sequence[tuple[str, ...]]) -> bool:
+        """Whether nothing below this point of the search can be better than what is to be beaten."""
+        if len(self.found) < self.keep:
+            return False
+        worst = self.found[-1].value
+        limit = (worst.distance, worst.nodes, worst.whole)
+        return bound > limit or (bound == limit and tuple(order) > worst.order[: len(order)])
+
+    def _still_whole(self, gpus: frozenset[str]) -> tuple[int, ...]:
+        if gpus not in self._whole:
+            self._whole[gpus] = self.solver.still_whole(gpus, self.left)
+        return self._whole[gpus]
+
+    def _visit(self, chosen: list[_Choice], sizes: list[Size], free: Free, distance: int, nodes: int) -> None:
         self.steps += 1
         if self.steps > SEARCH_LIMIT:
             return
         index = len(chosen)
-        rest_cost, rest_nodes, rest_cores, rest_pages = self.rest[index]
+        rest_distance, rest_nodes, rest_cores, rest_pages = self.rest[index]
         if rest_cores > sum(free.cores.values()) or rest_pages > sum(free.pages.values()):
             return
-        bound = (cost + rest_cost, nodes + rest_nodes, self.solver.still_whole(free.gpus, self.left))
-        if self.best_key is not None and bound >= self.best_key:
+        order = [choice.order for choice in chosen]
+        if self._hopeless((distance + rest_distance, nodes + rest_nodes, self._still_whole(free.gpus)), order):
             return
         if index == len(self.requests):
-            self._leaf(chosen, bound)
+            self._leaf(chosen, sizes, free, nodes)
             return
         request = self.requests[index]
-        previous = chosen[-1] if chosen and _alike(chosen[-1].request, request) else None
-        for item in self.solver.sets(request.gpus, free):
-            if previous is not None and item.gpus < previous.gpu_set.gpus:
+        previous = chosen[-1] if chosen and self._interchangeable(index) else None
+        # The bound without the request's own share, to which each choice adds its own.
+        rest_distance, rest_nodes = self.rest[index + 1][:2]
+        for choice in self._choices(index, free.gpus):
+            if previous is not None and choice.order < previous.order:
                 continue  # interchangeable requests keep host order
-            choice = self.solver._choice(request, item)
-            if choice is None or not _fits(choice.size, free):
+            size = self.solver._fitted(request, choice.size, free)
+            if not _fits(size, free) or self._too_close(request, size, sizes):
                 continue
-            smaller = free.without(Placed(request, item, choice.size, (), (), ()))
-            self._visit([*chosen, choice], smaller, cost + choice.least_cost, nodes + choice.nodes)
+            gpus = free.gpus.difference(choice.gpu_set.gpus)
+            further = distance + choice.least
+            spanned = nodes + len(size.nodes)
+            bound = (further + rest_distance, spanned + rest_nodes, self._still_whole(gpus))
+            if self._hopeless(bound, [*order, choice.order]):
+                continue
+            smaller = Free(
+                gpus,
+                {node: count - size.cores.get(node, 0) for node, count in free.cores.items()},
+                {node: count - size.pages.get(node, 0) for node, count in free.pages.items()},
+                free.nics,
+                free.nvmes,
+            )
+            self._visit([*chosen, choice], [*sizes, size], smaller, further, spanned)
 
-    def _leaf(self, chosen: list[_Choice], bound: tuple[int, int, tuple[int, ...]]) -> None:
-        attached = self.solver.attach([(choice.request, choice.gpu_set) for choice in chosen], self.solver.free)
+    def _interchangeable(self, index: int) -> bool:
+        """Whether a request and the one before it can change places."""
+        before, request = self.requests[index - 1 : index + 1]
+        apart = before.name in request.anti_affinity or request.name in before.anti_affinity
+        return self.kinds[index] == self.kinds[index - 1] and not apart
+
+    def _too_close(self, request: Request, size: Size, sizes: Sequence[Size]) -> bool:
+        """Whether the VM would share a node with one that it, or that one with it, is to be kept apart from."""
+        if not self.solver.far_from(request).isdisjoint(size.nodes):
+            return True
+        for other, taken in zip(self.requests, sizes, strict=False):
+            apart = other.name in request.anti_affinity or request.name in other.anti_affinity
+            if apart and not taken.nodes.isdisjoint(size.nodes):
+                return True
+        return False
+
+    def _leaf(self, chosen: list[_Choice], sizes: list[Size], free: Free, nodes: int) -> None:
+        sets = [(request, choice.gpu_set) for request, choice in zip(self.requests, chosen, strict=True)]
+        attached = self.solver.attach(sets, self.solver.free)
         if attached is None:
             return
-        key = (attached[0], *bound[1:])
-        if self.best_key is None or key < self.best_key:
-            self.best, self.best_key = attached[1], key
+        order = tuple(choice.order for choice in chosen)
+        value = Value(attached[0], nodes, self._still_whole(free.gpus), order)
+        placed = [
+            Placed(item.request, item.gpu_set, size, item.nics, item.nvmes, item.along)
+            for item, size in zip(attached[1], sizes, strict=True)
+        ]
+        self.found = sorted([*self.found, Solution(placed, value)], key=lambda solution: solution.value.key)[
+            : self.keep
+        ]
 
 
 def _needs(choice: _Choice) -> tuple[int, int, int, int]:
-    return choice.least_cost, choice.nodes, sum(choice.size.cores.values()), sum(choice.size.pages.values())
+    size = choice.size
+    return choice.least, len(size.nodes), sum(size.cores.values()), sum(size.pages.values())
 
 
-def _alike(a: Request, b: Request) -> bool:
-    return a.gpus == b.gpus and _shape(a) == _shape(b)
+def _placing(request: Request) -> tuple[object, ...]:
+    """All that decides where a request's VM can go."""
+    return (
+        request.gpus,
+        request.nics,
+        request.nvme,
+        request.vcpus,
+        request.memory_bytes,
+        request.exact_gpus,
+        request.exact_nics,
+        request.exact_nvmes,
+        request.exact_cpus,
+        request.smt,
+        request.numa,
+        request.nvlink,
+        frozenset(request.anti_affinity),
+    )
 
 
 def _fits(size: Size, free: Free) -> bool:

@@ -98,8 +98,8 @@ def test_cpu_is_the_hosts_own() -> None:
     assert get(root, "cpu/maxphysaddr", "limit") == "46"
     shape = root.find("cpu/topology")
     assert shape is not None
-    assert shape.attrib == {"sockets": "2", "dies": "1", "cores": "44", "threads": "2"}
-    assert root.findtext("vcpu") == "176"
+    assert shape.attrib == {"sockets": "2", "dies": "1", "cores": "46", "threads": "2"}
+    assert root.findtext("vcpu") == "184"
     assert root.findall("cpu/feature") == []
 
 

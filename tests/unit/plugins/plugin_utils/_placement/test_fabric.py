@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import (
+    Fabric,
     gpu_sets,
     load_generations,
     read_fabric,
 )
-from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.hosts import host
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request, parse_requests
+from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.hosts import host, request
 
 EVERY_MODEL = ("full_passthrough", "shared_nvswitch", "none")
 
@@ -26,17 +29,28 @@ def with_module_ids(ids: list[int | None]) -> Topology:
     return topology
 
 
+def asked(gpus: int, **more: Any) -> Request:
+    (parsed,) = parse_requests([request("a", gpus, **more)])
+    return parsed
+
+
+def alone(fabric: Fabric) -> list[list[tuple[str, ...]]]:
+    return [[(gpu,)] for gpu in fabric.gpus]
+
+
 def test_tables_have_the_published_shape() -> None:
     by_name = {generation.name: generation for generation in load_generations().values()}
     counts = {name: len(generation.partitions) for name, generation in by_name.items()}
     # 16-GPU boards: Fabric Manager User Guide, default GPU partitions; 8-GPU boards: a binary tree of 15 blocks.
-    assert counts == {"HGX-2": 33, "A100": 35, "Hopper": 15}
+    assert counts == {"HGX-2": 33, "A100": 35, "Hopper": 15, "Blackwell": 15}
     for generation in by_name.values():
         modules = {module for partition in generation.partitions for module in partition.modules}
         assert modules == set(range(1, len(modules) + 1))
         singles = [partition.modules[0] for partition in generation.partitions if len(partition.modules) == 1]
         assert sorted(singles) == sorted(modules)
-        assert [partition.id for partition in generation.partitions] == list(range(len(generation.partitions)))
+        first = 1 if generation.name == "Blackwell" else 0
+        numbers = [partition.id for partition in generation.partitions]
+        assert numbers == list(range(first, first + len(numbers)))
         assert generation.source
 
 
@@ -60,7 +74,7 @@ def test_hopper_pairs_are_not_neighbours() -> None:
 def test_a_broken_table_is_refused(tmp_path: Path, change: str, expected: str) -> None:
     entry = {
         "name": "X",
-        "nvswitch_device": "'0000'",
+        "found_by": "'0000'",
         "source": "s",
         "full_passthrough": "{8: 4}",
         "partitions": "{0: [1]}",
@@ -79,14 +93,14 @@ def test_a_broken_table_is_refused(tmp_path: Path, change: str, expected: str) -
 def test_full_passthrough_on_hopper_offers_eight_and_one() -> None:
     fabric = read_fabric(host(), "full_passthrough")
     assert fabric.sizes == (8, 1)
-    assert [len(item.switches) for item in gpu_sets(fabric, 8, frozenset(fabric.gpus), {})] == [4]
-    groups = dict.fromkeys(fabric.gpus, "one")
-    assert all(not item.switches for item in gpu_sets(fabric, 1, frozenset(fabric.gpus), groups))
+    free = frozenset(fabric.gpus)
+    assert [len(item.switches) for item in gpu_sets(fabric, asked(8), free, alone(fabric))] == [4]
+    assert all(not item.switches for item in gpu_sets(fabric, asked(1), free, alone(fabric)))
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_full_passthrough_on_hopper_refuses_parts_of_the_board(count: int) -> None:
-    reason = read_fabric(host(), "full_passthrough").why_not(count)
+    reason = read_fabric(host(), "full_passthrough").why_not(asked(count))
     assert "8 or 1" in reason
     assert "shared_nvswitch" in reason
 
@@ -158,7 +172,7 @@ def test_unknown_switches_and_no_switches_are_refused() -> None:
             read_fabric(topology, model)
     topology["pci"] = [function for function in topology["pci"] if function["role"] != "nvswitch"]
     for model in ("full_passthrough", "shared_nvswitch"):
-        with pytest.raises(TopovirtError, match="no NVSwitch"):
+        with pytest.raises(TopovirtError, match="neither NVSwitches"):
             read_fabric(topology, model)
     assert read_fabric(topology, "none").gpus
 
@@ -176,8 +190,8 @@ def test_unknown_model() -> None:
 
 def test_like_gpus_give_one_choice() -> None:
     fabric = read_fabric(host(), "none")
-    groups = {gpu: gpu[5] for gpu in fabric.gpus}  # two GPUs each below 2x, 5x, 9x, cx
-    sets = [item.gpus for item in gpu_sets(fabric, 2, frozenset(fabric.gpus), groups)]
+    groups = [[(gpu,) for gpu in fabric.gpus if gpu[5] == bus] for bus in "259c"]  # two GPUs each
+    sets = [item.gpus for item in gpu_sets(fabric, asked(2), frozenset(fabric.gpus), groups)]
     # Either both of one group or one each of two groups: 4 + 6, not 28.
     assert len(sets) == 10
     assert sets[0] == ("0000:23:00.0", "0000:24:00.0")

@@ -151,7 +151,7 @@ def test_the_place_that_keeps_more_partitions_whole_wins_over_the_first() -> Non
 def test_pins_are_disjoint_and_leave_housekeeping_alone(scale: str, sizes: tuple[int, ...], model: str) -> None:
     topology = host(scale)
     vms = plan([request(f"vm{index}", size) for index, size in enumerate(sizes)], model, topology)["vms"]
-    kept = {cpu for cpus in housekeeping_cpus(topology).values() for cpu in cpus}
+    kept = {cpu for cpus in housekeeping_cpus(topology, model).values() for cpu in cpus}
     node_of = {cpu: core["node"] for core in topology["cores"] for cpu in core["threads"]}
     used: list[int] = []
     for vm in vms:
@@ -209,7 +209,7 @@ def test_existing_vms_keep_what_they_have() -> None:
     error = refusal([request("t1", 8)], "shared_nvswitch", topology, running)
     assert "VM t1: asks for 8 GPUs, 4 are free" in error.message
     assert "0000:23:00.0: belongs to VM t0" in error.message
-    assert "a VM of 4 GPUs" in error.hint
+    assert "a VM of 4, 2 or 1 GPUs" in error.hint
 
 
 def test_cpus_of_existing_vms_are_not_given_out_again() -> None:
@@ -423,7 +423,7 @@ def test_all_shortages_of_all_vms_come_in_one_error() -> None:
     assert "VM cpu: needs 100 cores of NUMA node 1, 44 are free" in error.message
     assert "VM mem: needs 4096 huge pages of 1024 MiB of NUMA node 1, 972 are free" in error.message
     assert "VM big: asks for 16 GPUs, this machine has 8" in error.message
-    assert "What fits: ok; beside that a VM of 4 GPUs" in error.hint
+    assert "What fits: ok; beside that a VM of 4, 2 or 1 GPUs" in error.hint
 
 
 def test_several_shortages_of_one_vm() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import parse_policy
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import (
     DiskBoot,
     KernelBoot,
-    parse_policy,
     parse_requests,
 )
 from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.hosts import request
@@ -112,3 +112,65 @@ def test_policy() -> None:
 def test_bad_policy_is_refused_completely() -> None:
     with pytest.raises(TopovirtError, match=r"3 problem\(s\)"):
         parse_policy({"vcpus_per_gpu": 0, "memory_per_gpu": "a lot", "colour": "red"})
+
+
+def test_certain_devices() -> None:
+    (parsed,) = parse_requests(
+        [
+            request(
+                "a",
+                ["0000:23:00.0", {"module_id": 3}, {"index": 0}],  # type: ignore[arg-type]
+                nics=["0000:25:00.0"],
+                nvme=["0000:C8:00.0"],
+                vcpus="4-5,52-53",
+            )
+        ]
+    )
+    assert parsed.gpus == 3
+    assert [(name.kind, name.value) for name in parsed.exact_gpus] == [
+        ("bdf", "0000:23:00.0"),
+        ("module_id", 3),
+        ("index", 0),
+    ]
+    assert (parsed.nics, parsed.exact_nics, parsed.exact_nvmes) == (1, ("0000:25:00.0",), ("0000:c8:00.0",))
+    assert (parsed.vcpus, parsed.exact_cpus) == (4, (4, 5, 52, 53))
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [
+        ("gpus", []),
+        ("gpus", ["23:00.0"]),
+        ("gpus", ["0000:23:00.0", "0000:23:00.0"]),
+        ("gpus", [{"module_id": "3"}]),
+        ("gpus", [{"uuid": 3}]),
+        ("gpus", [{"module_id": 1, "index": 0}]),
+        ("nics", ["eth0"]),
+        ("nics", ["0000:25:00.0", "0000:25:00.0"]),
+        ("nvme", ["nvme0n1"]),
+        ("vcpus", "5-4"),
+        ("vcpus", ""),
+        ("smt", "yes"),
+        ("numa", "any"),
+        ("nvlink", True),
+        ("anti_affinity", "b"),
+        ("anti_affinity", ["a"]),
+        ("priority", 1001),
+        ("priority", "high"),
+    ],
+)
+def test_bad_names_and_choices_are_told(key: str, value: Any) -> None:
+    with pytest.raises(TopovirtError, match=rf"requests\[0\] \(a\)\.{key}"):
+        parse_requests([{**request("a", 1), key: value}])
+
+
+def test_the_named_policy_gives_sizes_and_reserve_and_figures_override_it() -> None:
+    policy = parse_policy({"sizing": "dgx-2"})
+    assert (policy.vcpus(4), policy.memory_bytes(16), policy.nics(8)) == ((22, True), 1446 << 30, 4)
+    assert (policy.reserve.cores_per_node, policy.reserve.memory_bytes_per_node) == (1, 30 << 30)
+    assert policy.vcpus(3) == (None, True)
+    assert "not verified" in policy.warnings[0]
+    mine = parse_policy({"sizing": "dgx-2", "vcpus_per_gpu": 4, "reserve_cores_per_node": 2})
+    assert (mine.vcpus(4), mine.reserve.cores_per_node) == ((16, False), 2)
+    with pytest.raises(TopovirtError, match="sizing: 'large' is not valid, expected one of dgx-2, proportional"):
+        parse_policy({"sizing": "large"})

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import take_stock
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Policy, Request, parse_requests
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request, parse_requests
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing import (
     MAX_APIC_ID,
     max_apic_id,
@@ -59,8 +60,8 @@ def test_apic_ids_are_those_of_packed_bit_fields(sockets: int, cores: int, threa
 
 
 def test_auto_is_the_gpus_share_of_their_nodes() -> None:
-    inventory = take_stock(host(), [])
-    # 48 cores, 4 for the host: 44 for 4 GPUs. 1024 GiB less 5 %: 972 pages for 4 GPUs.
+    inventory = take_stock(host(), [], fabric_model="shared_nvswitch")
+    # 48 cores, 4 for a host with Fabric Manager: 44 for 4 GPUs. 1024 GiB less 5 %: 972 pages for 4 GPUs.
     assert size_of(one(), Policy(), inventory, NODE0[:1]).cores == {0: 11}
     assert size_of(one(), Policy(), inventory, NODE0[:1]).pages == {0: 243}
     both = size_of(one(), Policy(), inventory, [*NODE0, *NODE1])
@@ -98,8 +99,11 @@ def test_fewer_cores_than_nodes_are_refused() -> None:
     assert any("less than one core" in problem for problem in problems)
 
 
-def test_memory_is_rounded_up_to_pages_and_told() -> None:
-    size = size_of(one(memory="1500MiB"), Policy(), take_stock(host(), []), NODE0[:1])
+def test_memory_that_fills_no_whole_pages_is_a_problem_and_one_of_a_policy_is_rounded_up() -> None:
+    inventory = take_stock(host(), [])
+    (problem,) = size_of(one(memory="1500MiB"), Policy(), inventory, NODE0[:1]).problems
+    assert "1500 MiB is not a multiple of the 1024 MiB huge pages; 1024 or 2048 MiB is" in problem
+    size = size_of(one(), Policy(memory_per_gpu_bytes=1500 << 20), inventory, NODE0[:1])
     assert size.pages == {0: 2}
     assert "2048 MiB instead of 1500 MiB" in size.warnings[0]
 
