@@ -19,7 +19,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.images impor
 
 STATES = ("running", "defined", "stopped")
 # Keys of an item that are for us; all others are the request.
-_OWN_KEYS = ("image", "state", "disk_size")
+_OWN_KEYS = ("image", "state", "disk")
 _KERNEL_KEYS = {"kernel", "initrd", "cmdline"}
 _DISK_KEYS = {"disk", "format"}
 _FORMATS = ("qcow2", "raw")
@@ -130,7 +130,8 @@ class _Images:
 def resolve(vms: Sequence[Mapping[str, Any]], images: Mapping[str, Any], base: str, names: Any = "") -> Wanted:
     """Requests, files and overlays of a list of VMs.
 
-    :param vms: requests with ``image`` (or ``boot``), ``state`` and ``disk_size`` beside what the plan takes.
+    :param vms: requests with ``image`` (or ``boot``), ``state`` and ``disk`` (size of the VM's own disk, or
+        "auto" for the image's) beside what the plan takes.
     :param images: name -> ``{kernel, initrd, cmdline}`` or ``{disk, format}``; each source is a path on the controller,
         or a mapping with one of ``src``, ``path`` (on the host) and ``url``, and ``checksum``.
     :param base: directory of the controller that relative paths start from.
@@ -158,7 +159,8 @@ def resolve(vms: Sequence[Mapping[str, Any]], images: Mapping[str, Any], base: s
                 f"VM '{name}': expected either image (a name of gpu_vm_images) or boot (paths on the host)."
             )
         elif "image" in item:
-            request["boot"], disks = catalogue.boot(name, str(item["image"]), item.get("disk_size"))
+            size = item.get("disk", "auto")
+            request["boot"], disks = catalogue.boot(name, str(item["image"]), None if size == "auto" else size)
         state = item.get("state", "running")
         if state not in STATES:
             problems.append(f"VM '{name}': state is '{state}', expected one of {', '.join(STATES)}.")

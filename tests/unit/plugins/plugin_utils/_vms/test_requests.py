@@ -33,7 +33,7 @@ def test_a_kernel_image_becomes_paths_on_the_host_and_files_to_bring() -> None:
 
 
 def test_two_vms_share_an_image_but_no_disk() -> None:
-    vms = [{"name": name, "gpus": 1, "image": "rhel-9", "disk_size": "100G"} for name in ("a", "b")]
+    vms = [{"name": name, "gpus": 1, "image": "rhel-9", "disk": "100G"} for name in ("a", "b")]
     made = resolve(vms, IMAGES, "/plays")
     assert [item["name"] for item in made["files"]] == ["images/rhel-9/disk.qcow2"]
     assert made["files"][0]["checksum"] == "sha256:00"
@@ -41,7 +41,7 @@ def test_two_vms_share_an_image_but_no_disk() -> None:
     assert {item["backing"] for item in made["overlays"]} == {"images/rhel-9/disk.qcow2"}
     assert [vm["disks"] for vm in made["vms"]] == [[f"{HOME}/vms/{name}/root.qcow2"] for name in ("a", "b")]
     assert made["requests"][0]["boot"] == {"disk": {"path": f"{HOME}/vms/a/root.qcow2", "format": "qcow2"}}
-    assert "disk_size" not in made["requests"][0]
+    assert "disk" not in made["requests"][0]
 
 
 def test_a_raw_image_on_the_host() -> None:
