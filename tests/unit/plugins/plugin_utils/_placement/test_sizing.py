@@ -13,9 +13,11 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy imp
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request, parse_requests
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing import (
     MAX_APIC_ID,
+    Size,
     max_apic_id,
     size_of,
     split,
+    spread,
 )
 from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.hosts import host, request
 
@@ -130,3 +132,40 @@ def test_auto_stays_within_apic_ids() -> None:
 def test_explicit_vcpus_beyond_apic_ids_are_refused() -> None:
     problems = size_of(one(vcpus=300), Policy(), take_stock(wide(96), []), [*NODE0, *NODE1]).problems
     assert any("APIC" in problem for problem in problems)
+
+
+NEAREST = {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 1, 0)}
+
+
+def test_what_fits_at_home_stays_there() -> None:
+    size = Size({0: 4}, {0: 10})
+    assert spread(size, {0: 4, 1: 8}, {0: 10, 1: 10}, NEAREST).cores == {0: 4}
+
+
+def test_the_rest_comes_from_the_nearest_node_with_something_of_both() -> None:
+    found = spread(Size({0: 8}, {0: 10}), {0: 6, 1: 8, 2: 8}, {0: 10, 1: 0, 2: 5}, NEAREST)
+    # Node 1 has no page, so node 2 gives the cores, and one page for its guest node.
+    assert found.cores == {0: 6, 2: 2}
+    assert found.pages == {0: 9, 2: 1}
+    assert found.nodes == frozenset({0, 2})
+    assert found.warnings
+
+
+def test_nodes_of_the_gpus_help_each_other_first() -> None:
+    found = spread(Size({0: 4, 1: 4}, {0: 2, 1: 2}), {0: 2, 1: 8, 2: 8}, {0: 2, 1: 2, 2: 2}, NEAREST)
+    assert (found.cores, found.pages) == ({0: 2, 1: 6}, {0: 2, 1: 2})
+
+
+@pytest.mark.parametrize(
+    "cores,pages",
+    [
+        ({0: 1, 1: 2}, {0: 4, 1: 4}),  # too few cores in all
+        ({0: 0, 1: 9}, {0: 4, 1: 4}),  # none at home: the guest would not have the GPU's node
+        ({0: 4, 1: 4}, {0: 1, 1: 1}),
+    ],
+)
+def test_a_size_that_the_host_does_not_have_stays_too_large(cores: dict[int, int], pages: dict[int, int]) -> None:
+    found = spread(Size({0: 4}, {0: 4}), cores, pages, NEAREST)
+    assert any(count > cores.get(node, 0) for node, count in found.cores.items()) or any(
+        count > pages.get(node, 0) for node, count in found.pages.items()
+    )
