@@ -5,18 +5,27 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import tempfile
+import time
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import script, unpack
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.guest import Agent, capture_guest
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
+from tests.bench import lstopo
 from tests.bench.against_lstopo import CHECKS
 from tests.bench.lstopo import OPTIONS
 from tests.twin import agreement
 from tests.twin.lifecycle import Server, TwinError
+
+_AGENT_SECONDS, _GUEST_SECONDS = 120, 600
 
 # The server has the package but not installed, and must stay as it is.
 LSTOPO = (
@@ -43,6 +52,27 @@ def lstopo_differences(server: Server) -> list[str]:
         ours = read_topology(Path(folder))
     said = {name: check(ours, theirs) for name, check in CHECKS.items()}
     return [name for name, (one, other) in said.items() if one != other]
+
+
+def guest_differences(server: Server, vm: str) -> list[str]:
+    """Kinds of facts in which lstopo and the reader differ, given the files that a guest's kernel shows."""
+    archive = capture_guest(_agent(server, vm), time.monotonic() + _GUEST_SECONDS)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        unpack(archive, tree)
+        ours = read_topology(tree)
+        lstopo.complete(tree)
+        theirs = lstopo.objects(tree)
+    said = {name: check(ours, theirs) for name, check in CHECKS.items()}
+    return [name for name, (one, other) in said.items() if one != other]
+
+
+def _agent(server: Server, vm: str) -> Agent:
+    def execute(command: Mapping[str, Any]) -> Any:
+        words = f"virsh qemu-agent-command --timeout {_AGENT_SECONDS} {vm} {shlex.quote(json.dumps(command))}"
+        return json.loads(_output(server, words)).get("return", {})
+
+    return execute
 
 
 def _output(server: Server, command: str) -> bytes:

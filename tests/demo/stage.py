@@ -10,6 +10,7 @@ no-iommu    a server whose IOMMU is off in firmware is refused, nothing changes
 predict     run convert-to-kvm in check mode, then for real: the same tasks change something
 refuse      bad input, each refused with its reason and without a change
 settle      wait for the guests; those that the emulated CPU hung are reset, and that is told
+guest-lstopo  lstopo says of each running guest's kernel what the reader says
 controls    boot three VMs that are wrong on purpose; the comparison flags each for what is wrong
 tenants     from one large VM to two tenants that share the board, compared with the host
 as-before   the host is what create recorded
@@ -28,15 +29,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.bench import on_server
+from tests.bench.against_lstopo import CHECKS
 from tests.demo import controls, steady, story
 from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
 from tests.twin.lifecycle import Server, TwinError
 
-MACHINE = "hgx-h200"
 BEFORE = "before.json"
-VARIANTS = {"hgx-h200": None, "hgx-h200-wrong": None, "no-iommu": "no-iommu"}  # scenario -> variant of the machine
 
 # The host's own use of devices below GPU switches and on the board, made and undone. The first NVMe is mounted, the
 # second is swap space, the third only carries a signature; the management NIC needs nothing to be in use.
@@ -50,6 +50,23 @@ UNUSE = (
     "for disk in /dev/nvme?n1; do wipefs --quiet --all $disk; done; udevadm settle"
 )
 IN_USE_WORDS = ("/mnt/data", "swap space", "holds data", "TWINNVME2", "SSH session", "default route")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a scenario starts from."""
+
+    machine: str = "hgx-h200"
+    variant: str | None = None
+    requests: dict[str, Any] = field(default_factory=lambda: story.ONE_VM)
+
+
+SETTINGS = {
+    "hgx-h200": Setting(),
+    "hgx-h200-wrong": Setting(),
+    "no-iommu": Setting(variant="no-iommu"),
+    "dgx-2": Setting("dgx-2", requests=story.SIXTEEN),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,8 @@ REFUSALS = (
 
 def operator(scenario: str) -> Operator:
     folder = workspace.WORK / "scenario" / scenario
-    server = Server(MACHINE, VARIANTS[scenario], directory=folder / "server")
+    setting = SETTINGS[scenario]
+    server = Server(setting.machine, setting.variant, directory=folder / "server")
     return Operator(server, folder, workspace.COLLECTIONS)
 
 
@@ -90,7 +108,7 @@ def create(mine: Operator) -> None:
     shutil.rmtree(mine.folder, ignore_errors=True)
     owner = os.environ.get(OWNER)
     mine.server.up(owner=int(owner) if owner else None)
-    mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | story.ONE_VM)
+    mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | SETTINGS[mine.folder.name].requests)
     (mine.folder / BEFORE).write_text(json.dumps(record(mine.server)), encoding="utf-8")
 
 
@@ -158,6 +176,15 @@ def settle(mine: Operator) -> None:
     progress.say(f"guests answer after {steady.settle(mine.server, progress.say)} resets")
 
 
+def ask_lstopo(mine: Operator) -> None:
+    """lstopo and the reader on the files of each guest's kernel."""
+    for name in mine.server.copy_from("virsh --quiet list --name --state-running").decode().split():
+        differing = on_server.guest_differences(mine.server, name)
+        if differing:
+            raise Failure(f"lstopo says otherwise of the guest {name}: {', '.join(differing)}")
+        progress.say(f"{name}: lstopo and the reader agree in {len(CHECKS)} kinds of facts")
+
+
 def flag_controls(mine: Operator) -> None:
     """Stop the right VM, boot each wrong one in its place, and demand that verify-vms flags it."""
     server = mine.server
@@ -178,7 +205,7 @@ def flag_controls(mine: Operator) -> None:
             control.name, "verify_vms", variables={"vms": control.name, "topovirt_report_dir": str(folder)}
         )
         server.copy_from(f"virsh destroy {control.name}; rm -f /run/control.xml")
-        found = folder / MACHINE / f"{control.name}.json"
+        found = folder / server.machine_name / f"{control.name}.json"
         if not found.is_file():
             raise Failure(f"{control.title}: verify-vms did not get to compare: {played.reason}")
         why = controls.objection(control, broken, json.loads(found.read_text(encoding="utf-8")))
@@ -211,7 +238,7 @@ def destroy(mine: Operator) -> None:
 
 STEPS: dict[str, Callable[[Operator], None]] = {
     "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu,
-    "predict": predict, "refuse": refuse, "settle": settle, "controls": flag_controls,
+    "predict": predict, "refuse": refuse, "settle": settle, "guest-lstopo": ask_lstopo, "controls": flag_controls,
     "tenants": tenants,
     "as-before": as_before, "destroy": destroy,
 }  # fmt: skip
@@ -220,7 +247,7 @@ STEPS: dict[str, Callable[[Operator], None]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=STEPS)
-    parser.add_argument("scenario", choices=VARIANTS, nargs="?", default="hgx-h200")
+    parser.add_argument("scenario", choices=SETTINGS, nargs="?", default="hgx-h200")
     options = parser.parse_args()
     try:
         STEPS[options.step](operator(options.scenario))
