@@ -39,7 +39,8 @@ def partitions(devices: Sequence[int], size: int) -> Iterator[list[GpuSet]]:
     if size <= 0 or size > len(devices):
         return
     if size == 1:
-        yield from ([(device,)] for device in devices)
+        for device in devices:
+            yield [(device,)]
         return
     padding = -len(devices) % size
     yield from _divided((*devices, *[PAD] * padding), size, padding)

@@ -159,7 +159,8 @@ def _near(
         if None in sockets.values():
             return []
         wanted = {sockets.get(node) for node in nodes} - {None}
-        return [device for device in devices if device.node in sockets and sockets[device.node] in wanted]
+        allowed = {node for node, socket in sockets.items() if socket in wanted}
+        return [device for device in devices if device.node in allowed]
     loose = [device for device in devices if device.node is None or device.node in nodes]
     if request.policy == "legacy" or len(loose) >= request.count:
         return loose
