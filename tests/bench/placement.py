@@ -33,9 +33,9 @@ MODELS = ("full_passthrough", "shared_nvswitch")
 OURS, NOVA, GO, GO_REMEMBERING = "ours", "Nova", "go-gpuallocator", "go-gpuallocator, searched faster"
 
 NOTES = (
-    "Times are from a topology to the devices of every VM, those of go-gpuallocator to the GPUs only;",
+    "Times are CPU times from a topology to the devices of every VM, those of go-gpuallocator to the GPUs only;",
     f"'{GO_REMEMBERING}': its rule would walk more than {contestants.WALKED} partitions, here it gets the same sooner.",
-    "NICs of a VM: its GPUs' share of the NICs near GPUs. go-gpuallocator's GPUs get theirs by the best dealing.",
+    "4 x 2: four VMs of two GPUs. NICs of a VM: its GPUs' share of the NICs near GPUs; go-gpuallocator's get the best dealing.",
     "Path costs: sum over GPU-NIC pairs, from PIX 1 to SYS 5. Nodes: NUMA nodes of a VM's GPUs, summed over the VMs.",
     "Left in one node: GPUs of the largest VM that still fits within one NUMA node, CPUs and NICs not looked at.",
     "Sums are over the batches that all three place; dgx-2 is taken as with ACS.",
@@ -82,13 +82,13 @@ def cases(machine: str, topology: Topology) -> list[Case]:
 
 
 def _milliseconds(works: Sequence[Callable[[], object]]) -> list[float]:
-    """Medians of all works, taken in turn after one round that does not count."""
-    began = time.perf_counter()
+    """Medians of the CPU time of all works, taken in turn after one round that does not count."""
+    began = time.process_time()
     for work in works:
         work()
-    taken = time.perf_counter() - began
+    taken = time.process_time() - began
     rounds = 7 if taken < 0.1 else 3 if taken < 0.5 else 1
-    return [1e3 * seconds for seconds in reader.median(*works, rounds=rounds)]
+    return [1e3 * seconds for seconds in reader.median(*works, rounds=rounds, clock=time.process_time)]
 
 
 def beside_rivals(case: Case) -> tuple[Row, dict[str, list[Given] | None]]:

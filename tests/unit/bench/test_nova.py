@@ -102,6 +102,11 @@ def test_which_cpus_are_pinned(host: HostCell, vcpus: int, pinning: dict[int, in
     assert pin(host, range(vcpus)) == pinning
 
 
+def test_whole_cores_come_first() -> None:
+    """Not among the source's: the second core has one thread left and is passed over."""
+    assert pin(cores("01", "23", "45", pinned="2"), range(4)) == {0: 0, 1: 1, 2: 4, 3: 5}
+
+
 @pytest.mark.parametrize(
     ("host", "vcpus"),
     [
