@@ -35,7 +35,7 @@ OURS, NOVA, GO, GO_REMEMBERING = "ours", "Nova", "go-gpuallocator", "go-gpualloc
 NOTES = (
     "Times are CPU times from a topology to the devices of every VM, those of go-gpuallocator to the GPUs only;",
     f"'{GO_REMEMBERING}': its rule would walk more than {contestants.WALKED} partitions, here it gets the same sooner.",
-    "4 x 2: four VMs of two GPUs. NICs of a VM: its GPUs' share of the NICs near GPUs; go-gpuallocator's get the best dealing.",
+    "4 x 2: four VMs of two GPUs. NICs of a VM: its GPUs' share of those near GPUs; go-gpuallocator's are dealt best.",
     "Path costs: sum over GPU-NIC pairs, from PIX 1 to SYS 5. Nodes: NUMA nodes of a VM's GPUs, summed over the VMs.",
     "Left in one node: GPUs of the largest VM that still fits within one NUMA node, CPUs and NICs not looked at.",
     "Sums are over the batches that all three place; dgx-2 is taken as with ACS.",
