@@ -1,7 +1,7 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``make bench``: what the reader costs beside others, and how much rubbish it survives.
+"""``make bench``: what reader and placement cost beside others, and how much rubbish the reader survives.
 
 The last line is the path of the same as JSON: a list of {name, unit, ours, peers, floor}.
 """
@@ -13,15 +13,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
-from tests.bench import fuzz, lstopo, reader
+from tests.bench import fuzz, lstopo, placement, reader
 from tests.bench.result import Row, table
 from tests.tools import progress, workspace
 from tests.twin import description, mutations, recorded
+from tests.twin.addresses import module_ids
 
 RESULT = workspace.WORK / "bench.json"
 MUTATIONS = 100_000
@@ -29,14 +32,22 @@ TREES_AT_ONCE = 2000
 MACHINES = ("hgx-h200", "dgx-2")
 
 
-def sizes() -> list[Row]:
-    """Bytes of the topology as JSON, of every machine as sold."""
-    rows = []
+def as_sold(memory: str | None) -> dict[str, Topology]:
+    """Every machine as sold, with the module ids that are known of it."""
+    found = {}
     for name in description.names():
-        with tempfile.TemporaryDirectory() as folder:
-            recorded.record(description.load(name), Path(folder), "real")
-            rows.append(Row(f"{name}: size of the topology", "B", len(json.dumps(read_topology(Path(folder))))))
-    return rows
+        machine = description.load(name)
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            recorded.record(machine, Path(folder), "real")
+            found[name] = read_topology(Path(folder), module_ids=module_ids(machine))
+    return found
+
+
+def sizes(topologies: Mapping[str, Topology]) -> list[Row]:
+    """Bytes of the topology as JSON."""
+    return [
+        Row(f"{name}: size of the topology", "B", len(json.dumps(topology))) for name, topology in topologies.items()
+    ]
 
 
 def survived() -> Row:
@@ -70,11 +81,15 @@ def main() -> int:
         rows += reader.growth(Path(folder))
     progress.say("running tasks")
     rows.append(reader.as_tasks())
-    rows += sizes()
+    progress.say("placing VMs")
+    topologies = as_sold(memory)
+    rows += sizes(topologies)
+    placed = placement.rows(topologies)
     progress.say(f"harming trees, {MUTATIONS} mutations")
     rows.append(survived())
     print(table(rows))
-    RESULT.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    print("", "Placement", *placement.NOTES, table(placed), sep="\n")
+    RESULT.write_text(json.dumps([asdict(row) for row in [*rows, *placed]], indent=1), encoding="utf-8")
     print(RESULT)
     return 0
 

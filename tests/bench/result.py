@@ -25,7 +25,8 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         others = [*row.peers.items(), *([("floor", row.floor)] if row.floor is not None else [])]
         beside = "; ".join(
-            f"{name} {value:.4g} {row.unit}, ours / it = {row.ours / value:.2f}" for name, value in others
+            f"{name} {value:.4g} {row.unit}".rstrip() + (f", ours / it = {row.ours / value:.2f}" if value else "")
+            for name, value in others
         )
         lines.append(f"{row.name:64} {row.ours:>9.4g} {row.unit:2}  {beside}".rstrip())
     return "\n".join(lines)
