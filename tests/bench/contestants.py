@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import read_fabric
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import take_stock
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Policy, parse_requests
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import parse_requests
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Solver
 
 from tests.bench import go_gpuallocator, nova
@@ -39,7 +40,7 @@ def ours(topology: Topology, model: str, wishes: Sequence[Wish]) -> list[Given] 
             for number, wish in enumerate(wishes)
         ]
     )
-    solver = Solver(take_stock(topology, [], "unconverted"), read_fabric(topology, model), Policy())
+    solver = Solver(take_stock(topology, [], "unconverted", model), read_fabric(topology, model), Policy())
     solved = solver.solve(requests)
     return None if solved is None else [Given(placed.gpu_set.gpus, placed.nics) for placed in solved]
 
