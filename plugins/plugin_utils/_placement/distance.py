@@ -46,12 +46,16 @@ class Distances:
         """What ``count`` units for these GPUs cost at least; None when there are too few units."""
         if count > self._units:
             return None
+        if not count:
+            return 0
         seats = -(-count // len(gpus))
         total = 0
         for of_gpu, units in self._levels:
-            near = 0
-            for cluster, members in Counter([of_gpu[gpu] for gpu in gpus]).items():
-                near += min(members * seats, units.get(cluster, 0))
+            taken: dict[int, int] = {}
+            for gpu in gpus:
+                cluster = of_gpu[gpu]
+                taken[cluster] = taken.get(cluster, 0) + seats
+            near = sum([min(seats_there, units.get(cluster, 0)) for cluster, seats_there in taken.items()])
             if near < count:
                 total += count - near
         return total

@@ -110,6 +110,10 @@ class Solver:
         self.policy = policy
         self.undecided = False  # whether a search ended before it had seen everything
         self._ties = {device: self._tied(device) for device in (*fabric.gpus, *fabric.switches)}
+        # Devices that cannot be given out by themselves.
+        self._bound = frozenset(device for device, tied in self._ties.items() if tied != {device})
+        self._nodes = sorted(set(inventory.node_of.values()))
+        self._usable: dict[tuple[int, ...], Size | None] = {}  # kind of request and GPUs per node -> size
         self._alike = {gpu: self._kind(gpu) for gpu in fabric.gpus}
         self._blocks = blocks(fabric, inventory.pcie_group_of, inventory.node_of)
         self._sizes = sorted({len(block) for block in self._blocks}, reverse=True)
@@ -285,7 +289,7 @@ class Solver:
         if not placed:
             return self
         other = copy(self)
-        other._choices = {}
+        other._choices, other._usable = {}, {}
         other._far, other._nodes_of = dict(self._far), dict(self._nodes_of)
         for item in placed:
             other.free = other.free.without(item)
@@ -399,23 +403,29 @@ class Solver:
         """The set as a choice, were the request alone on the host; None when it can be seen not to be one."""
         key = (kind, item)
         if key not in self._choices:
-            self._choices[key] = self._weigh(request, item)
+            self._choices[key] = self._weigh(request, kind, item)
         return self._choices[key]
 
-    def _weigh(self, request: Request, item: GpuSet) -> _Choice | None:
+    def _weigh(self, request: Request, kind: int, item: GpuSet) -> _Choice | None:
         own = {*item.gpus, *item.switches}
-        for device in own:
+        for device in self._bound.intersection(own):
             tied = self._ties[device]
             if tied is None or not tied <= own:
                 return None
-        size = size_of(request, self.policy, self.inventory, item.gpus)
-        if size.problems or not _fits(self._fitted(request, size, self.free), self.free):
+        nodes = [self.inventory.node_of[gpu] for gpu in item.gpus]
+        key = (kind, *(nodes.count(node) for node in self._nodes))
+        if key not in self._usable:
+            size = size_of(request, self.policy, self.inventory, item.gpus)
+            fits = not size.problems and _fits(self._fitted(request, size, self.free), self.free)
+            self._usable[key] = size if fits else None
+        found = self._usable[key]
+        if found is None:
             return None
         nics = self._nics.least(item.gpus, self.nic_count(request) if not request.exact_nics else 0)
         nvmes = self._nvmes.least(item.gpus, self.nvme_count(request) if not request.exact_nvmes else 0)
         if nics is None or nvmes is None:
             return None
-        return _Choice(item, size, nics + nvmes)
+        return _Choice(item, found, nics + nvmes)
 
     # --- the batch ---
 
@@ -502,6 +512,13 @@ class _Search:
         limit = (worst.distance, worst.nodes, worst.whole)
         return bound > limit or (bound == limit and tuple(order) > worst.order[: len(order)])
 
+    def _farther(self, distance: int, nodes: int) -> bool:
+        """The first two levels of :meth:`_hopeless`, which are known before the third is counted."""
+        if len(self.found) < self.keep:
+            return False
+        worst = self.found[-1].value
+        return (distance, nodes) > (worst.distance, worst.nodes)
+
     def _still_whole(self, gpus: frozenset[str]) -> tuple[int, ...]:
         if gpus not in self._whole:
             self._whole[gpus] = self.solver.still_whole(gpus, self.left)
@@ -531,9 +548,11 @@ class _Search:
             size = self.solver._fitted(request, choice.size, free)
             if not _fits(size, free) or self._too_close(request, size, sizes):
                 continue
-            gpus = free.gpus.difference(choice.gpu_set.gpus)
             further = distance + choice.least
             spanned = nodes + len(size.nodes)
+            if self._farther(further + rest_distance, spanned + rest_nodes):
+                continue
+            gpus = free.gpus.difference(choice.gpu_set.gpus)
             bound = (further + rest_distance, spanned + rest_nodes, self._still_whole(gpus))
             if self._hopeless(bound, [*order, choice.order]):
                 continue
