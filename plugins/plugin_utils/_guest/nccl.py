@@ -18,7 +18,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Host, PciFunction, Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import Layout
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import Controller
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._nccl.detect import family_id
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._nccl.detect import family_id, file_version
 
 with contextlib.suppress(ImportError):  # vm_plan says what is missing
     from lxml import etree
@@ -54,7 +54,8 @@ class _File:
         self._layout = layout
         self._cell_of_node = {cell["host_node"]: cell["id"] for cell in layout["cells"]}
         self._cpus: dict[int, etree._Element] = {}
-        self.system = etree.Element("system", version="1")
+        gpus = [device["bdf"] for device in layout["devices"] if self._functions[device["bdf"]]["role"] == "gpu"]
+        self.system = etree.Element("system", version=file_version(topology, gpus))
         for cell in layout["cells"]:
             self._cpu(cell["id"])
         for controller in layout["pcie"]:

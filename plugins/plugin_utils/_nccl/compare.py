@@ -14,7 +14,7 @@ from typing import TypedDict
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import bdf_key
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._nccl.detect import read_file
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._nccl.detect import file_version, read_file
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._nccl.view import Counts, Pair, View, class_counts, view
 
 
@@ -53,11 +53,12 @@ def compare_nccl(
         for bdf in wanted
         if bdf not in compared
     ]
-    differences += _strange_bus_ids(nccl_xml, there)
     gpus = [bdf for bdf in compared if roles[bdf] == "gpu"]
     nics = [bdf for bdf in compared if roles[bdf] == "nic"]
     # NVML and the network plug-in count what is there by its own addresses.
     inside_gpus, inside_nics = (sorted((identity[bdf] for bdf in some), key=bdf_key) for some in (gpus, nics))
+    if nccl_xml is not None:
+        differences += _strange_bus_ids(nccl_xml, file_version(guest_topology, inside_gpus), there)
     on_host = view(host_topology, gpus, nics, nvlink=nvlink)
     in_guest = view(guest_topology, inside_gpus, inside_nics, nccl_xml, nvlink=nvlink)
     differences += _pair_differences(on_host, in_guest, identity)
@@ -72,11 +73,10 @@ def compare_nccl(
     )
 
 
-def _strange_bus_ids(nccl_xml: str | None, there: set[str]) -> list[str]:
+def _strange_bus_ids(nccl_xml: str, version: str, there: set[str]) -> list[str]:
     """NCCL says nothing about an entry that matches no function; it reads sysfs instead."""
-    if nccl_xml is None:
-        return []
-    ids = [item.attributes.get("busid", "") for item in read_file(nccl_xml).walk() if item.name == "pci"]
+    tree = read_file(nccl_xml, version).walk()
+    ids = [element.attributes.get("busid", "") for element in tree if element.name == "pci"]
     return [
         f"The NCCL file names {bus_id}, which is no function of the guest." for bus_id in ids if bus_id not in there
     ]

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction, Topology
 
-# NCCL_TOPO_XML_VERSION (src/graph/xml.h)
-_VERSION = "1"
+# NCCL_TOPO_XML_VERSION of src/graph/xml.h in NVIDIA/nccl and in ROCm/rccl: each fails on a file of the other's version.
+_NCCL, _RCCL = "1", "2"
+_AMD = "1002"
 # Marks what was found on this machine; the rest of a file is dropped (ncclTopoTrimXml).
 KEEP = "keep"
 
@@ -46,19 +47,26 @@ class Element:
             yield from child.walk()
 
 
-def read_file(text: str) -> Element:
+def file_version(topology: Topology, gpus: Sequence[str]) -> str:
+    """The version of the file that the library for these GPUs reads: NCCL for NVIDIA's, RCCL for AMD's."""
+    vendors = {function["vendor"] for function in topology["pci"] if function["bdf"] in gpus}
+    return _RCCL if _AMD in vendors else _NCCL
+
+
+def read_file(text: str, version: str = _NCCL) -> Element:
     """The tree of a topology file.
 
-    :raises TopovirtError: when it is no XML, or not a system of version 1. NCCL's own parser refuses more: what the
+    :raises TopovirtError: when it is no XML, or not a system of that version. NCCL's own parser refuses more: what the
         emitter's tests keep to.
     """
     try:
         root = ET.fromstring(text)
     except ET.ParseError as error:
         raise TopovirtError(f"The NCCL file is not XML: {error}.") from None
-    if root.tag != "system" or root.get("version") != _VERSION:
+    if root.tag != "system" or root.get("version") != version:
         raise TopovirtError(
-            f"The NCCL file begins with <{root.tag} version={root.get('version')!r}>; NCCL reads system of version 1."
+            f"The NCCL file begins with <{root.tag} version={root.get('version')!r}>, expected system of version "
+            f"{version}."
         )
     return _element(root, None)
 
@@ -71,7 +79,7 @@ def _element(source: ET.Element, parent: Element | None) -> Element:
 
 def empty() -> Element:
     """The tree without a file."""
-    return Element("system", {"version": _VERSION})
+    return Element("system", {})
 
 
 def family_id(family: int) -> int:

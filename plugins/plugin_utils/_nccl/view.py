@@ -19,6 +19,7 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._nccl.detect import (
     Detection,
     Element,
     empty,
+    file_version,
     read_file,
 )
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._nccl.graph import (
@@ -76,7 +77,7 @@ def view(
     :param driver_p2p: whether the GPU driver allows P2P over PCI.
     :raises TopovirtError: when NCCL would refuse the file.
     """
-    system = read_file(nccl_xml) if nccl_xml is not None else empty()
+    system = empty() if nccl_xml is None else read_file(nccl_xml, file_version(topology, gpus))
     Detection(system, topology).run(gpus, nics)
     return _Model(Graph(system, nvlink), gdr, driver_p2p).view()
 

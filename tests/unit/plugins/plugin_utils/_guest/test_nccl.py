@@ -152,6 +152,17 @@ def test_speeds_are_written_as_nccl_knows_them(gtps: float | None, written: str)
     assert switch.attributes["link_width"] == "16"
 
 
+def test_for_amds_gpus_the_version_is_rccls() -> None:
+    """Each library fails on the other's version, and both read the same place."""
+    topology = host()
+    for function in topology["pci"]:
+        if function["role"] == "gpu":
+            function["vendor"] = "1002"
+    (vm,) = make_plan([request("a", 1)], topology, [], "shared_nvswitch", "host")["vms"]
+    assert vm["nccl_xml"].startswith('<system version="2">\n')
+    assert text(1)[0].startswith('<system version="1">\n')
+
+
 def test_every_switch_has_speed_width_and_class() -> None:
     for tag in parse(text(8, "full_passthrough")[0]).all():
         if tag.name == "pci":

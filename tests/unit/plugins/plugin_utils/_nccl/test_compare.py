@@ -52,7 +52,7 @@ MACHINES = {
     "hgx-h200": Machine("full_passthrough", True, FOURS, 64, FOURS, 48),
     "hgx-h200-snc": Machine("full_passthrough", True, EIGHTS, 64, EIGHTS, 56),
     "hgx-h200-snc4": Machine("full_passthrough", True, FOURS, 64, FOURS, 48),
-    # XGMI is RCCL's own affair.
+    # As NCCL would have it: XGMI and whatever else RCCL does of its own is not in the model.
     "mi300x": Machine("none", False, {"PXB": 8, "PHB": 24, "SYS": 32}, 8, {"PXB": 8, "PHB": 24, "SYS": 32}, 184),
     # Root ports only, and cards no faster than QEMU's.
     "pcie-l40s": Machine("none", False, {"PHB": 8, "SYS": 8}, 0, {"PHB": 8, "SYS": 8}, 0),
