@@ -9,9 +9,11 @@ same devices on the host.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TypedDict
 
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import bdf_key
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._nccl.detect import file_version, read_file
@@ -42,8 +44,14 @@ def compare_nccl(
     :param node_map: guest cell (number, or its text after a trip through JSON) -> host node.
     :param nccl_xml: the file in the guest, None without one.
     :param nvlink: whether the VM's GPUs reach each other through NVSwitches.
-    :raises TopovirtError: when NCCL would refuse the file.
+    :raises TopovirtError: when NCCL would refuse the file, or when the identity is none.
     """
+    twice = sorted(bdf for bdf, count in Counter(identity.values()).items() if count > 1)
+    if twice:
+        raise TopovirtError(
+            f"The identity has {', '.join(twice)} of the guest for several devices of the host.",
+            "Give what topovirt.kvm.guest_capture returns as identity.",
+        )
     there = {function["bdf"] for function in guest_topology["pci"]}
     roles = {function["bdf"]: function["role"] for function in host_topology["pci"]}
     wanted = [bdf for bdf in sorted(identity, key=bdf_key) if roles.get(bdf) in ("gpu", "nic")]
@@ -55,6 +63,8 @@ def compare_nccl(
     ]
     gpus = [bdf for bdf in compared if roles[bdf] == "gpu"]
     nics = [bdf for bdf in compared if roles[bdf] == "nic"]
+    if not gpus:
+        differences.append("No GPU of the host is in the guest, so there is nothing to compare.")
     # NVML and the network plug-in count what is there by its own addresses.
     inside_gpus, inside_nics = (sorted((identity[bdf] for bdf in some), key=bdf_key) for some in (gpus, nics))
     if nccl_xml is not None:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import guest_pages
@@ -252,6 +253,22 @@ def test_a_device_that_the_guest_does_not_show_is_named() -> None:
     both.guest["pci"] = [item for item in both.guest["pci"] if item["bdf"] != both.identity[gpu]]
     comparison = both.compare(both.text)
     assert f"{gpu} is {both.identity[gpu]} in the guest, but there is no such function." in comparison["differences"]
+
+
+def test_a_vm_without_gpus_is_not_equal() -> None:
+    both = side()
+    both.identity = {bdf: inside for bdf, inside in both.identity.items() if bdf not in both.of("gpu")}
+    assert both.compare(both.text)["differences"] == [
+        "No GPU of the host is in the guest, so there is nothing to compare."
+    ]
+
+
+def test_an_identity_that_is_none_is_refused() -> None:
+    both = side()
+    first, second, *_rest = both.of("gpu")
+    both.identity[second] = both.identity[first]
+    with pytest.raises(TopovirtError, match=f"has {both.identity[first]} of the guest for several devices"):
+        both.compare(both.text)
 
 
 def test_a_slow_link_in_the_guest_is_flagged_pair_by_pair() -> None:
