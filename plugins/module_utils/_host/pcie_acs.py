@@ -305,6 +305,8 @@ class PcieAccess(Step):
 
     def _write(self, todo: Sequence[Tuple[str, str, Optional[Setting]]]) -> None:
         """Write registers: a setting, or without one what was found in this boot. All of them or none."""
+        if not todo:
+            return
         groups, done = self._groups(), []
         try:
             for bdf, name, setting in todo:

@@ -140,13 +140,16 @@ class Registers:
         """Keep a function in D0. Asleep it takes writes too, but waking it puts back what was saved before."""
         control = self._root / DEVICES / bdf / "power/control"
         automatic = control.is_file() and control.read_text(encoding="ascii").strip() == "auto"
-        if automatic:
-            self._write_attribute(control, "on")
         try:
-            yield
-        finally:
             if automatic:
-                self._write_attribute(control, "auto")
+                self._write_attribute(control, "on")
+            try:
+                yield
+            finally:
+                if automatic:
+                    self._write_attribute(control, "auto")
+        except OSError as error:
+            raise TopovirtError(f"{bdf}: the kernel cannot wake it: {error.strerror}.", "dmesg may say why.") from None
 
     def _bytes(self, bdf: str, offset: int, size: int) -> bytes:
         descriptor = os.open(self._file(bdf), os.O_RDONLY | os.O_CLOEXEC)

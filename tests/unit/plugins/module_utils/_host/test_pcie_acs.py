@@ -444,6 +444,21 @@ def test_sleeping_functions_are_awake_while_they_are_written(h200: Bench) -> Non
     assert h200.attributes == [(name, "on"), (name, "auto")]
 
 
+def test_a_function_that_cannot_be_woken_is_not_written(h200: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    power = functions(h200.root)["0000:22:03.0"] / "power"
+    power.mkdir()
+    (power / "control").write_text("auto\n")
+    before = h200.registers()
+
+    def refuse(_path: Path, _text: str) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(h200, "write_attribute", refuse)
+    with pytest.raises(TopovirtError, match=r"0000:22:03\.0: the kernel cannot wake it: Input/output error"):
+        h200.apply(ONLY_ACS)
+    assert h200.registers() == before
+
+
 def test_the_model_takes_registers_only(h200: Bench) -> None:
     path = functions(h200.root)["0000:22:00.0"] / "config"
     for offset, data in ((0x04, b"\x07\x00"), (0x14C, b"\x7f\x00"), (0x14E, b"\x5d"), (0x14E, b"\x5d\0\0\0")):
