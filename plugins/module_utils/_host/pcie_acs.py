@@ -205,8 +205,13 @@ class PcieAccess(Step):
         )
 
     def undo(self, touched: Sequence[Touched]) -> None:
-        # All that was written in this boot, by the unit or by a run; what another boot wrote, its end has undone.
-        self._write([(bdf, name, None) for bdf, name in sorted(self._found())])
+        # All that was written in this boot, by the unit or by a run; what another boot wrote, its end has undone. A
+        # device that died must not stop the way back: the reboot that comes next resets it.
+        for bdf, name in sorted(self._found()):
+            wrong = self._restore(bdf, name)
+            left = f"{bdf} {name}, until the reboot: {wrong}"
+            if wrong and left not in self.context.kept:
+                self.context.kept.append(left)
         super().undo([thing for thing in touched if thing.kind != "register"])
 
     # --- what is wanted
@@ -329,6 +334,17 @@ class PcieAccess(Step):
             if setting is None:
                 self._forget(bdf, name)
 
+    def _restore(self, bdf: str, name: str) -> str:
+        """Write what was found in this boot; returns what went wrong, if anything."""
+        try:
+            value = self._as_found(bdf, name, self._registers.read(bdf, name))
+        except TopovirtError as error:
+            return error.message
+        wrong = self._put_back(bdf, name, value)
+        if not wrong:
+            self._forget(bdf, name)
+        return wrong
+
     def _put_back(self, bdf: str, name: str, value: int) -> str:
         """Write a former value; returns what went wrong, if anything."""
         try:
@@ -353,14 +369,15 @@ class PcieAccess(Step):
         return found
 
     def _found(self) -> Dict[Tuple[str, str], int]:
-        """What registers held before their first write in this boot."""
+        """What registers held before their first write in this boot; those of a device that is gone went with it."""
         path = self.context.root / REGISTERS_FOUND
         if not path.is_file():
             return {}
         found: Dict[Tuple[str, str], int] = {}
         for line in path.read_text(encoding="ascii").splitlines():
             bdf, name, value = line.split()
-            found.setdefault((bdf, name), int(value))
+            if (self.context.root / DEVICES / bdf).exists():
+                found.setdefault((bdf, name), int(value))
         return found
 
     def _remember(self, bdf: str, name: str, value: int) -> None:

@@ -336,6 +336,22 @@ def test_what_cannot_be_put_back_is_said(make: Make) -> None:
         bench.apply(ONLY_ACS)
 
 
+def test_a_device_that_died_does_not_stop_the_way_back(h200: Bench) -> None:
+    before = h200.registers()
+    touched = h200.apply(ONLY_ACS)
+    (functions(h200.root)["0000:22:00.0"] / "config").write_bytes(b"\xff" * 4096)
+    (h200.root / "sys/bus/pci/devices/0000:22:01.0").unlink()
+    step = h200.step({})
+    for thing in touched:
+        step.undo([thing])
+    assert [text for text in step.context.kept if "0000:22" in text] == [
+        "0000:22:00.0 acs_control, until the reboot: 0000:22:00.0: its registers are unknown: the device does not "
+        "answer to reads of its configuration space."
+    ]
+    after = h200.registers()
+    assert all(after[bdf] == before[bdf] for bdf in after if bdf != "0000:22:00.0")
+
+
 # --- refused before any change ------------------------------------------------------------------------------------
 
 
