@@ -115,6 +115,44 @@ options:
           - Whether the host runs the TuneD profile C(topovirt), which builds on C(virtual-host).
         type: bool
         default: true
+      pcie_acs:
+        description:
+          - Registers that decide how GPUs and NICs of VMs reach each other. Only those of the passthrough set count,
+            and only pairs whose path stays below one host bridge.
+          - They are set at each boot of the conversion's entry before VMs start by themselves, and at once on a host
+            that runs it; what is set is read back. The way back restores the values before it reboots.
+          - Refused under kernel lockdown, and where the configuration space of a port or device on the paths cannot be
+            read in full.
+        type: dict
+        suboptions:
+          enabled:
+            description:
+              - Whether anything is set. With V(false) the registers are as firmware and kernel made them.
+              - The default is V(false).
+            type: bool
+          bits:
+            description:
+              - ACS bits of the root and downstream ports on the paths, as far as each port supports them. No other
+                port is touched, and nothing above the switch or host bridge where a path turns.
+              - V(0x1d) is what Linux sets, on which IOMMU groups rest; it has to be among them. V(0x40) lets requests
+                that a device had translated go straight to the other one, without the detour through the IOMMU. So a
+                device that does so is trusted to keep to what it was given.
+              - The default is V(0x5d).
+            type: int
+          ats:
+            description:
+              - Whether to switch on address translation (ATS) in the GPUs and NICs on the paths that have it.
+              - Leave it to the kernel, which does it for a VM's devices where the IOMMU can. A reset, as at the start
+                of a VM, takes away what the kernel did not set itself, and a device that asks an IOMMU which was not
+                told of it gets errors. The firmware of a NIC may have to be told to offer it.
+              - The default is V(false).
+            type: bool
+          max_read_request:
+            description:
+              - Largest read request of the NICs on the paths in bytes, V(0) for as it is.
+              - The default is V(4096).
+            type: int
+            choices: [0, 128, 256, 512, 1024, 2048, 4096]
       erase_ok:
         description:
           - Serial numbers of NVMe devices in the passthrough set whose content may be lost. The module itself never
@@ -198,11 +236,11 @@ plan:
       type: str
       sample: binding
     kind:
-      description: What is changed, such as V(file), V(unit) or V(device).
+      description: What is changed, such as V(file), V(unit), V(device) or V(register).
       type: str
       sample: device
     what:
-      description: Path, unit, address or package.
+      description: Path, unit, address, address and register, or package.
       type: str
       sample: '0000:23:00.0'
     before:
@@ -284,6 +322,15 @@ def main() -> None:
                     },
                     "reserve_cores_per_node": {"type": "int"},
                     "tuned": {"type": "bool", "default": True},
+                    "pcie_acs": {
+                        "type": "dict",
+                        "options": {
+                            "enabled": {"type": "bool"},
+                            "bits": {"type": "int"},
+                            "ats": {"type": "bool"},
+                            "max_read_request": {"type": "int", "choices": [0, 128, 256, 512, 1024, 2048, 4096]},
+                        },
+                    },
                     "erase_ok": words,
                 },
             },

@@ -19,6 +19,8 @@ HOST_FILE = STATE / "host.json"
 MODULE_IDS = STATE / "module-ids.json"
 DEVICES = STATE / "devices"
 BOOT_STATE = STATE / "boot.json"
+# What registers held before they were written in this boot; another boot begins without it, and so do the registers.
+REGISTERS_FOUND = Path("run/topovirt-registers")
 LOCK = Path("run/topovirt.lock")
 
 # The word on the kernel command line under which units and hooks of ours act.

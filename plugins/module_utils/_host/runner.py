@@ -23,7 +23,9 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import di
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key, Record, machine_id
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import Packages
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, TOKEN, Run, output, token_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import (
     HostFile,
     ModuleIds,
@@ -43,7 +45,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import W
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 
 # In the order of work. The boot entry comes last of what is applied: it makes everything before it take effect.
-STEPS: Tuple[Type[Step], ...] = (Packages, ModuleIds, Services, Tuned, Hugepages, Binding, Boot, HostFile)
+STEPS: Tuple[Type[Step], ...] = (Packages, ModuleIds, Services, Tuned, Hugepages, Binding, PcieAccess, Boot, HostFile)
 
 _BOOT_SECONDS = 900  # for the last services after a reboot
 
@@ -69,6 +71,7 @@ class Runner:
     run: Run
     topology: Callable[[], Topology]
     write: Callable[[Path, str], None] = write_attribute
+    write_config: WriteConfig = write_config
 
     # --- to a KVM host ---
 
@@ -198,7 +201,7 @@ class Runner:
         topology = self.topology()
         flags = _text(self.root / "proc/cpuinfo")
         wanted = resolve(given, topology, committed_state(self.root), " pdpe1gb" in flags)
-        return Context(self.root, self.run, journal, topology, wanted, journal.id or identity(self.root), self.write)
+        return self._with(journal, topology, wanted, journal.id or identity(self.root))
 
     def _differences(self, context: Context, planned: Sequence[Change]) -> List[str]:
         """What is not as wanted; steps whose effect comes with the commit are left out while that is to come."""
@@ -215,8 +218,11 @@ class Runner:
 
     def _context_back(self) -> Context:
         journal, topology = Journal(self.root), self.topology()
-        nothing = Wanted("none", {}, [], 2 << 20, {}, False, {}, [], [], False, [])
-        return Context(self.root, self.run, journal, topology, nothing, journal.id, self.write)
+        nothing = Wanted("none", {}, [], 2 << 20, {}, False, {}, [], [], False, [], None)
+        return self._with(journal, topology, nothing, journal.id)
+
+    def _with(self, journal: Journal, topology: Topology, wanted: Wanted, identifier: str) -> Context:
+        return Context(self.root, self.run, journal, topology, wanted, identifier, self.write, self.write_config)
 
     def _steps(self, context: Context) -> List[Step]:
         return [kind(context) for kind in STEPS]
@@ -229,7 +235,7 @@ class Runner:
 
         :raises TopovirtError: where the host is of a kind for which none can be planned.
         """
-        obstacles = boot_obstacles(self.root, self.run)
+        obstacles = [*boot_obstacles(self.root, self.run), *PcieAccess(context).obstacles()]
         if obstacles:
             self._raise([*self._reasons(context, True), *obstacles])
         return chained(unique([change for step in self._steps(context) for change in step.plan()]))

@@ -13,6 +13,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import capture, restore, write_file, write_link
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, Run, token_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import Wanted
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 
@@ -59,6 +60,7 @@ class Context:
     wanted: Wanted
     id: str  # of this conversion
     write: Callable[[Path, str], None] = write_attribute
+    write_config: WriteConfig = write_config
     units_changed: bool = False
     kept: List[str] = field(default_factory=list)  # what a way back left in place, and why
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Set
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.config_space import READ_REQUESTS
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import ROLES, PciFunction, Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import (
@@ -27,6 +28,24 @@ _IOMMU_ARGUMENTS = {"dmar": ("intel_iommu=on", "iommu=pt"), "ivrs": ("iommu=pt",
 
 PAGE_SIZES = {"2MiB": 2 << 20, "1GiB": 1 << 30}
 
+# ACS (PCI Express Base Specification): source validation, request and completion redirection and upstream forwarding,
+# which Linux switches on itself and IOMMU groups rest on (pci_std_enable_acs, REQ_ACS_FLAGS); translation blocking and
+# direct translated peer-to-peer are the operator's to choose. Egress control needs a vector, which nobody gives.
+_ACS_OF_GROUPS = 0x1D
+_ACS_ALLOWED = 0x5F
+# What NVIDIA's "Optimizing VM Configuration for Performance of AI Inference" sets on the ports between GPUs and NICs.
+_ACS_DEFAULT = 0x5D
+_READ_REQUEST_DEFAULT = 4096
+
+
+@dataclass(frozen=True)
+class PcieAcs:
+    """What registers between GPUs and NICs shall hold."""
+
+    bits: int  # of ACS control, as far as a port supports them
+    ats: bool  # whether address translation is switched on in devices that can
+    max_read_request: int  # bytes, of NICs; 0: as it is
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -43,6 +62,7 @@ class Wanted:
     services: List[str]
     tuned: bool
     erase_ok: List[str]  # serial numbers of NVMe devices whose content may be lost
+    pcie_acs: Optional[PcieAcs]  # None: nothing is set
 
     @property
     def housekeeping_cpus(self) -> List[int]:
@@ -80,6 +100,7 @@ def resolve(
             errors.append(f"passthrough role {role!r}: fabric model {fabric_model!r} keeps it on the host")
     devices = _devices(given, topology, [*roles, *fabric], errors)
     page_size, pages, pages_given = _pages(given.get("hugepages") or {}, topology, committed, big_pages, errors)
+    pcie_acs = _pcie_acs(given.get("pcie_acs") or {}, errors)
     if errors:
         raise TopovirtError(f"The wanted state is wrong: {'; '.join(errors)}.", "Correct the kvm_host_* variables.")
     arguments = list(_IOMMU_ARGUMENTS.get(topology["iommu"]["kind"] or "", ()))
@@ -100,7 +121,25 @@ def resolve(
         services=list(given.get("services") or []),
         tuned=given.get("tuned") is not False,
         erase_ok=[str(serial) for serial in given.get("erase_ok") or []],
+        pcie_acs=pcie_acs,
     )
+
+
+def _pcie_acs(given: Mapping[str, Any], errors: List[str]) -> Optional[PcieAcs]:
+    values = {key: value for key, value in given.items() if value is not None}
+    if not values.pop("enabled", False):
+        if values:
+            errors.append(f"pcie_acs: {', '.join(sorted(values))} is given, but not enabled: true")
+        return None
+    bits, size = values.get("bits", _ACS_DEFAULT), values.get("max_read_request", _READ_REQUEST_DEFAULT)
+    if bits & _ACS_OF_GROUPS != _ACS_OF_GROUPS or bits & ~_ACS_ALLOWED:
+        errors.append(
+            f"pcie_acs: bits {bits:#04x} must contain {_ACS_OF_GROUPS:#04x}, without which VMs are not kept apart, and "
+            f"nothing beyond {_ACS_ALLOWED:#04x}"
+        )
+    if size and size not in READ_REQUESTS:
+        errors.append(f"pcie_acs: max_read_request {size} is none of 0, {', '.join(map(str, READ_REQUESTS))}")
+    return PcieAcs(bits, bool(values.get("ats")), size)
 
 
 def _page_arguments(page_size: int, pages: Mapping[int, int]) -> List[str]:

@@ -22,15 +22,17 @@ _CAPABILITIES = 0x34
 _MAX_CAPABILITIES = 48  # as many as fit between the header and byte 256
 
 _EXPRESS = 0x10
-_EXPRESS_DEVICE_CONTROL = 0x08
-_READ_REQUEST_SHIFT, _READ_REQUEST_MASK, _READ_REQUEST_LEAST = 12, 7, 128
+DEVICE_CONTROL = 0x08  # from the PCI Express capability on
+READ_REQUEST_FIELD = 0x7000
+_READ_REQUEST_SHIFT, _READ_REQUEST_LEAST = 12, 128
 _READ_REQUEST_CODES = 6  # 128 to 4096 bytes
 _PORT_KINDS = {4: "root_port", 5: "upstream_port", 6: "downstream_port"}
 
 _EXTENDED = 0x100
 _MAX_EXTENDED = (4096 - _EXTENDED) // 8  # as Linux counts: a capability has at least eight bytes
-_ACS, _ATS, _RESIZABLE_BAR = 0x000D, 0x000F, 0x0015
-_ATS_ENABLE = 0x8000
+ACS, ATS, _RESIZABLE_BAR = 0x000D, 0x000F, 0x0015
+_ACS_CAPABILITY, ACS_CONTROL, ATS_CONTROL = 4, 6, 6  # from their capability on
+ATS_ENABLE = 0x8000
 _MAX_RESIZABLE_BARS = 6
 
 SILENT = "the device does not answer to reads of its configuration space"
@@ -40,7 +42,7 @@ _UNREADABLE = "the configuration space cannot be read"
 
 
 # Bytes from an offset on, as many as there are up to a size; may raise OSError.
-_Read = Callable[[int, int], bytes]
+Read = Callable[[int, int], bytes]
 
 
 class Config(NamedTuple):
@@ -52,8 +54,20 @@ class Config(NamedTuple):
     reason: Optional[str]  # why capabilities are unknown
 
 
-class _Unreadable(Exception):
+class Offsets(NamedTuple):
+    """Where a function's capabilities begin."""
+
+    express: Optional[int]  # of PCI Express
+    extended: Dict[int, int]  # by id; of several of one id the first
+
+
+class Unreadable(Exception):
     """A part of the space cannot be read; says why."""
+
+
+# Sizes of read requests in bytes -> value of their field in the device control register.
+READ_REQUESTS = {_READ_REQUEST_LEAST << code: code << _READ_REQUEST_SHIFT for code in range(_READ_REQUEST_CODES)}
+_READ_REQUEST_SIZES = {field: size for size, field in READ_REQUESTS.items()}
 
 
 def read_config(tree: Tree, path: str, express: bool) -> Config:
@@ -91,7 +105,26 @@ def needed_bytes(tree: Tree, path: str, express: bool) -> Optional[bytes]:
     return bytes(image)
 
 
-def _parse(read: _Read, express: bool) -> Config:
+def find_capabilities(read: Read) -> Offsets:
+    """Where the capabilities of a function are; one without PCI Express has no extended ones.
+
+    :raises Unreadable: when a part of the lists cannot be read.
+    :raises OSError: as ``read`` does.
+    """
+    header = read(0, _HEADER_BYTES)
+    if len(header) < _HEADER_BYTES:
+        raise Unreadable(_UNREADABLE)
+    if header[0:2] == b"\xff\xff":
+        raise Unreadable(SILENT)
+    express, _flags = _find_express(read, header)
+    extended: Dict[int, int] = {}
+    if express is not None:
+        for capability, offset in _extended_list(read):
+            extended.setdefault(capability, offset)
+    return Offsets(express, extended)
+
+
+def _parse(read: Read, express: bool) -> Config:
     is_bridge: Optional[bool] = None
     kind: Optional[str] = None
     try:
@@ -105,27 +138,26 @@ def _parse(read: _Read, express: bool) -> Config:
         kind = "bridge" if at is None else _PORT_KINDS.get(flags >> 4, "bridge")
         found = Capabilities()
         if at is not None and not is_bridge:
-            control = _number(read, at + _EXPRESS_DEVICE_CONTROL, 2, _HEADER_ONLY)
-            code = control >> _READ_REQUEST_SHIFT & _READ_REQUEST_MASK
-            if code < _READ_REQUEST_CODES:
-                found["max_read_request_bytes"] = _READ_REQUEST_LEAST << code
+            size = _READ_REQUEST_SIZES.get(_number(read, at + DEVICE_CONTROL, 2, _HEADER_ONLY) & READ_REQUEST_FIELD)
+            if size is not None:
+                found["max_read_request_bytes"] = size
         if express and at is not None:
             _extended(read, found, is_bridge)
         return Config(is_bridge, kind, found, None)
-    except _Unreadable as error:
+    except Unreadable as error:
         return Config(is_bridge, kind, None, str(error))
     except OSError:
         return Config(None, None, None, _UNREADABLE)
 
 
-def _number(read: _Read, offset: int, size: int, reason: str) -> int:
+def _number(read: Read, offset: int, size: int, reason: str) -> int:
     data = read(offset, size)
     if len(data) < size:
-        raise _Unreadable(reason)
+        raise Unreadable(reason)
     return int.from_bytes(data, "little")
 
 
-def _find_express(read: _Read, header: bytes) -> Tuple[Optional[int], int]:
+def _find_express(read: Read, header: bytes) -> Tuple[Optional[int], int]:
     """Offset and flags of the PCI Express capability."""
     offset = header[_CAPABILITIES] & 0xFC if header[_STATUS] & _STATUS_CAPABILITIES else 0
     for _step in range(_MAX_CAPABILITIES):
@@ -135,35 +167,35 @@ def _find_express(read: _Read, header: bytes) -> Tuple[Optional[int], int]:
         if word & 0xFF == _EXPRESS:
             return offset, word >> 16 & 0xFF
         offset = word >> 8 & 0xFC
-    raise _Unreadable("its list of capabilities has no end")
+    raise Unreadable("its list of capabilities has no end")
 
 
-def _extended(read: _Read, found: Capabilities, is_bridge: bool) -> None:
+def _extended(read: Read, found: Capabilities, is_bridge: bool) -> None:
     for capability, offset in _extended_list(read):
-        if capability == _ACS and is_bridge:
-            word = _number(read, offset + 4, 4, _CONVENTIONAL_ONLY)
+        if capability == ACS and is_bridge:
+            word = _number(read, offset + _ACS_CAPABILITY, 4, _CONVENTIONAL_ONLY)
             found["acs"] = Acs(supported=word & 0xFFFF, enabled=word >> 16)
-        elif capability == _ATS and not is_bridge:
-            found["ats"] = Ats(enabled=bool(_number(read, offset + 6, 2, _CONVENTIONAL_ONLY) & _ATS_ENABLE))
+        elif capability == ATS and not is_bridge:
+            found["ats"] = Ats(enabled=bool(_number(read, offset + ATS_CONTROL, 2, _CONVENTIONAL_ONLY) & ATS_ENABLE))
         elif capability == _RESIZABLE_BAR and not is_bridge:
             found["resizable_bars"] = _resizable(read, offset)
 
 
-def _extended_list(read: _Read) -> Iterator[Tuple[int, int]]:
+def _extended_list(read: Read) -> Iterator[Tuple[int, int]]:
     """Id and offset of each extended capability."""
     offset = _EXTENDED
     for _step in range(_MAX_EXTENDED):
         word = _number(read, offset, 4, _CONVENTIONAL_ONLY)
         if word == 0xFFFFFFFF:
-            raise _Unreadable(SILENT)
+            raise Unreadable(SILENT)
         yield word & 0xFFFF, offset
         offset = word >> 20 & 0xFFC
         if offset < _EXTENDED:
             return
-    raise _Unreadable("its list of extended capabilities has no end")
+    raise Unreadable("its list of extended capabilities has no end")
 
 
-def _resizable(read: _Read, offset: int) -> Dict[str, int]:
+def _resizable(read: Read, offset: int) -> Dict[str, int]:
     """Index of each resizable BAR and the sizes it can have; those from 2**48 bytes on are in the control register."""
     result: Dict[str, int] = {}
     count = 1

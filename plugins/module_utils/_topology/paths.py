@@ -18,6 +18,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model impor
 CLASSES = ("LOC", "PIX", "PXB", "PHB", "NODE", "SYS")
 
 _SWITCH_KINDS = ("upstream_port", "bridge")
+_PORT_KINDS = ("root_port", "downstream_port")
 
 
 class Matrix(TypedDict):
@@ -70,6 +71,18 @@ class Paths:
     def switches(self, bdf: str) -> List[str]:
         """Upstream ports (and plain bridges) above a function, nearest first."""
         return [bridge for bridge in self._above(self.function(bdf)["parent"]) if self._is_switch(bridge)]
+
+    def ports_between(self, a: str, b: str) -> List[str]:
+        """Root and downstream ports on the path between two functions, below the switch or host bridge where it turns.
+
+        Empty when it turns nowhere (functions of one slot) or leaves the host bridge.
+        """
+        if self.function(a)["host_bridge"] != self.function(b)["host_bridge"]:
+            return []
+        above = [self._above(self._functions[bdf]["parent"]) for bdf in (a, b)]
+        common = set(above[0]).intersection(above[1])
+        ways = (bridge for way in above for bridge in way if bridge not in common)
+        return [bridge for bridge in ways if self._functions[bridge]["kind"] in _PORT_KINDS]
 
     def path_class(self, a: str, b: str) -> str:
         """One of CLASSES.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import (
+    Paths,
     nearest,
     path_class,
     path_matrix,
@@ -53,6 +54,25 @@ def test_path_classes(tmp_path: Path, pair: tuple[str, str], expected: str) -> N
     topology = read_topology(two_level_machine(tmp_path).root)
     assert path_class(topology, *pair) == expected
     assert path_class(topology, *pair[::-1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ((GPU_A, NIC_A), ["0000:24:00.0", "0000:24:01.0"]),  # turns in switch 23
+        ((GPU_A, GPU_B), ["0000:24:00.0", "0000:22:00.0", "0000:28:00.0", "0000:22:01.0"]),  # turns in switch 21
+        ((GPU_B, NVME), ["0000:28:00.0", "0000:22:01.0", "0000:22:02.0"]),
+        ((NVME, SWITCH_1), ["0000:22:02.0", "0000:20:00.0", "0000:20:01.0"]),  # turns in the host bridge
+        ((SWITCH_0, SWITCH_1), []),  # functions of one slot
+        ((GPU_A, NIC_C), []),  # leaves the host bridge
+        ((GPU_A, GPU_A), []),
+    ],
+    ids=str,
+)
+def test_ports_between_two_functions(tmp_path: Path, pair: tuple[str, str], expected: list[str]) -> None:
+    paths = Paths(read_topology(two_level_machine(tmp_path).root))
+    for one, other in (pair, pair[::-1]):
+        assert sorted(paths.ports_between(one, other)) == sorted(expected)
 
 
 def test_unknown_nodes_are_never_the_same(tmp_path: Path) -> None:
