@@ -111,7 +111,7 @@ class Solver:
         self.undecided = False  # whether a search ended before it had seen everything
         self._ties = {device: self._tied(device) for device in (*fabric.gpus, *fabric.switches)}
         # Devices that cannot be given out by themselves.
-        self._bound = frozenset(device for device, tied in self._ties.items() if tied != {device})
+        self._bound = frozenset(device for device, tied in self._ties.items() if tied != frozenset({device}))
         self._nodes = sorted(set(inventory.node_of.values()))
         self._usable: dict[tuple[int, ...], Size | None] = {}  # kind of request and GPUs per node -> size
         self._alike = {gpu: self._kind(gpu) for gpu in fabric.gpus}
