@@ -20,6 +20,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model impor
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import Paths
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import guest_pages, housekeeping_cpus
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.versions import read_versions
 
 STATES = ("converted", "unconverted")
 
@@ -55,6 +56,8 @@ class Inventory:
     page_size_bytes: int
     total_pages: dict[int, int]
     free_pages: dict[int, int]
+    max_apic_id: int  # that a VM can have when it is asked for
+    auto_max_apic_id: int  # and unasked
 
     def why_taken(self, bdf: str) -> str:
         """Why a device cannot be given out; empty when it can."""
@@ -196,6 +199,7 @@ def take_stock(topology: Topology, domains: Sequence[Allocation], state: str = "
     reserved = {cpu for cpus in housekeeping.values() for cpu in cpus}
     pinned = {cpu for domain in domains for cpu in parse_cpulist(domain["cpus"])}
     numbers = [node["id"] for node in topology["numa_nodes"]]
+    versions = read_versions(topology)
     guest_cores = {
         node: tuple(
             core for core in topology["cores"] if core["node"] == node and not reserved.intersection(core["threads"])
@@ -223,4 +227,6 @@ def take_stock(topology: Topology, domains: Sequence[Allocation], state: str = "
         page_size_bytes=page_size,
         total_pages=total_pages,
         free_pages=free_pages,
+        max_apic_id=versions.max_apic_id(),
+        auto_max_apic_id=versions.auto_max_apic_id(topology["host"]["cpu_vendor"] == "AuthenticAMD"),
     )

@@ -26,11 +26,7 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.nccl import nc
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.existing import compare_with_existing
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import Fabric, read_fabric
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import Inventory, take_stock
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import (
-    DiskBoot,
-    parse_policy,
-    parse_requests,
-)
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import parse_policy, parse_requests
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.shortage import refusal
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Placed, Solver
 
@@ -171,15 +167,14 @@ def make_plan(
             memory = {node: count * page_size for node, count in placed.size.pages.items()}
         placement = _placement(placed, inventory, cores, memory, page_size)
         try:
-            layout = build_layout(
-                request.name,
+            layout, about_layout = build_layout(
+                request,
                 topology,
                 placed.devices,
                 cores,
                 memory,
                 page_size,
                 parse_cpulist(placement["emulator_cpus"]),
-                isinstance(request.boot, DiskBoot),
             )
         except TopovirtError as error:
             problems.append(error)
@@ -188,7 +183,7 @@ def make_plan(
         uuid = (known["uuid"] if known is not None else None) or str(
             uuid5(NAMESPACE_URL, f"{METADATA_NAMESPACE}:{host_name}:{request.name}")
         )
-        warnings = _warnings(placed, fabric, inventory, has_switches)
+        warnings = [*_warnings(placed, fabric, inventory, has_switches), *about_layout]
         vms.append(_vm(placed, placement, layout, topology, fabric, uuid, warnings))
     if problems:
         hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))

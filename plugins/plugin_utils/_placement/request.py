@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import MODES as PCIE_MODES
 
-_KEYS = ("name", "gpus", "nics", "nvme", "vcpus", "memory", "boot", "hostdev_properties", "pv_eoi")
+_KEYS = ("name", "gpus", "nics", "nvme", "vcpus", "memory", "boot", "hostdev_properties", "pv_eoi", "pcie", "gpu_p2p")
 _KERNEL_KEYS = ("kernel", "initrd", "cmdline")
 _DISK_KEYS = ("path", "format")
 _POLICY_KEYS = ("vcpus_per_gpu", "memory_per_gpu", "nics_per_gpu")
@@ -57,6 +58,8 @@ class Request:
     hostdev_properties: dict[str, bool | int | str]
     asked: dict[str, Any]  # as given, for the VM's metadata
     pv_eoi: bool | None = None  # ``None``: as libvirt has it
+    pcie: str = "mirror"  # one of PCIE_MODES
+    gpu_p2p: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,12 @@ class _Problems:
             return value
         self.add(where, value, "true or false")
         return None
+
+    def choice(self, where: str, value: object, choices: Sequence[str]) -> str:
+        if isinstance(value, str) and value in choices:
+            return value
+        self.add(where, value, f"one of {', '.join(choices)}")
+        return choices[0]
 
     def size(self, where: str, value: object) -> int | None:
         if value is None or value == "auto":
@@ -182,6 +191,8 @@ def _request(where: str, value: Mapping[str, Any], problems: _Problems) -> Reque
         boot=_boot(f"{where}.boot", value.get("boot"), problems),
         hostdev_properties=_properties(f"{where}.hostdev_properties", value.get("hostdev_properties"), problems),
         pv_eoi=problems.truth(f"{where}.pv_eoi", value.get("pv_eoi")),
+        pcie=problems.choice(f"{where}.pcie", value.get("pcie", PCIE_MODES[0]), PCIE_MODES),
+        gpu_p2p=bool(problems.truth(f"{where}.gpu_p2p", value.get("gpu_p2p"))),
         asked={key: value[key] for key in ("gpus", "nics", "nvme", "vcpus", "memory") if key in value},
     )
 
@@ -189,7 +200,8 @@ def _request(where: str, value: Mapping[str, Any], problems: _Problems) -> Reque
 def parse_requests(raw: object) -> list[Request]:
     """Requests as a user writes them -> checked requests, in the same order.
 
-    :param raw: list of ``{name, gpus, nics, nvme, vcpus, memory, boot, hostdev_properties, pv_eoi}``.
+    :param raw: list of ``{name, gpus, nics, nvme, vcpus, memory, boot, hostdev_properties, pv_eoi, pcie,
+        gpu_p2p}``.
     :raises TopovirtError: one error with every problem of every request.
     """
     problems = _Problems()
