@@ -124,7 +124,7 @@ def build_layout(
         properties = {}
     mmio = address_space(
         request.name,
-        window_bytes(controllers, guest_devices, functions),
+        window_bytes(controllers, guest_devices, functions, uefi),
         ram_end(sum(memory_by_node.values()), amd),
         uefi,
         topology["host"]["phys_bits"],

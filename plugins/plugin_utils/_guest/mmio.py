@@ -31,8 +31,7 @@ _LOW_RAM, _FOUR_GIB = 2 * GIB, 4 * GIB
 # QEMU moves RAM above 4 GiB to 1 TiB on AMD CPUs when RAM and its own 32 GiB window would reach HyperTransport's
 # reserved addresses (hw/i386/pc.c, pc_max_used_gpa).
 _HYPERTRANSPORT, _ABOVE_HYPERTRANSPORT, _QEMU_WINDOW = 1012 * GIB, 1024 * GIB, 32 * GIB
-# Windows of bridges are whole MiB (PCI-to-PCI Bridge Architecture Specification); so much also holds the BARs of the
-# paravirtual devices on the root bus, a few times 16 KiB.
+# Windows of bridges are whole MiB (PCI-to-PCI Bridge Architecture Specification).
 _BRIDGE_GRANULARITY = 1 << 20
 
 
@@ -53,6 +52,10 @@ class _Aperture(NamedTuple):
     alignment: int
 
 
+# What the paravirtual devices on the root bus need, 16 KiB each, and more.
+_PARAVIRTUAL = _Aperture(1 << 20, 1 << 20)
+
+
 def _align(address: int, alignment: int) -> int:
     return -(-address // alignment) * alignment if alignment else address
 
@@ -71,6 +74,7 @@ def _below(
     controllers: Sequence[Controller],
     devices: Sequence[GuestDevice],
     functions: Mapping[str, PciFunction],
+    uefi: bool,
 ) -> _Aperture:
     """The 64-bit prefetchable window of a controller's bus."""
     parts = [
@@ -82,26 +86,35 @@ def _below(
     ]
     # Expander buses are host bridges of their own: beside the root bus, not below it.
     parts += [
-        _below(controller["index"], controllers, devices, functions)
+        _below(controller["index"], controllers, devices, functions, uefi)
         for controller in controllers
         if controller["parent"] == index and controller["model"] != "pcie-expander-bus"
     ]
+    if index == 0:
+        parts.append(_PARAVIRTUAL)
     size, alignment = _pack(parts)
-    return _Aperture(_align(size, _BRIDGE_GRANULARITY), alignment)
+    # SeaBIOS gives every bridge a multiple of its alignment (src/fw/pciinit.c, pci_bios_check_devices).
+    return _Aperture(_align(size, _BRIDGE_GRANULARITY if uefi else max(alignment, _BRIDGE_GRANULARITY)), alignment)
 
 
 def window_bytes(
-    controllers: Sequence[Controller], devices: Sequence[GuestDevice], functions: Mapping[str, PciFunction]
+    controllers: Sequence[Controller],
+    devices: Sequence[GuestDevice],
+    functions: Mapping[str, PciFunction],
+    uefi: bool,
 ) -> int:
     """What the host bridges' windows take from an aligned start.
 
-    Each bridge, the root bus first, then the expander buses, gets the lowest free place (edk2, PciHostBridge.c).
+    With OVMF each bridge, the root bus first, then the expander buses, gets the lowest free place (edk2,
+    PciHostBridge.c). SeaBIOS packs all of them like the ports of one bus.
     """
     expanders = [controller["index"] for controller in controllers if controller["model"] == "pcie-expander-bus"]
-    if not expanders:
-        return _below(0, controllers, devices, functions).size
-    taken = [(0, _BRIDGE_GRANULARITY)]
-    for bridge in (_below(index, controllers, devices, functions) for index in expanders):
+    bridges = [_below(index, controllers, devices, functions, uefi) for index in expanders]
+    root = _below(0, controllers, devices, functions, uefi)
+    if not uefi:
+        return _pack([*bridges, root]).size
+    taken = [(0, root.size)]
+    for bridge in bridges:
         places = [0, *(_align(end, bridge.alignment) for _start, end in taken)]
         free = [place for place in places if all(place >= end or place + bridge.size <= start for start, end in taken)]
         taken.append((min(free), min(free) + bridge.size))

@@ -1,7 +1,8 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Windows and address widths. The layouts marked "booted" were seen: OVMF 2022.11 under QEMU 7.2, pci-testdev BARs."""
+"""Windows and address widths. The layouts marked "booted" were seen: OVMF 2022.11 and SeaBIOS under QEMU 7.2, BARs of
+pci-testdev."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ MIB = 1 << 20
 GPUS = ["0000:23:00.0", "0000:24:00.0", "0000:53:00.0", "0000:54:00.0"]
 
 
-def window(devices: list[str], mode: str = "mirror", **bars: int) -> int:
+def window(devices: list[str], mode: str = "mirror", uefi: bool = True, **bars: int) -> int:
     """Of the described host: each GPU has 256 GiB, 32 MiB and 16 MiB, unless ``bars`` gives one size by slot."""
     functions = {function["bdf"]: function for function in host()["pci"]}
     for bdf, size in bars.items():
@@ -31,7 +32,7 @@ def window(devices: list[str], mode: str = "mirror", **bars: int) -> int:
             {"index": 0, "size_bytes": size, "is_64bit": True, "prefetchable": True}
         ]
     controllers, placed = build_tree(devices, functions, {0: 0, 1: 1}, mode)
-    return window_bytes(controllers, placed, functions)
+    return window_bytes(controllers, placed, functions, uefi)
 
 
 def test_the_root_bus_comes_first_and_costs_an_alignment() -> None:
@@ -60,8 +61,8 @@ def test_devices_of_one_switch_are_packed() -> None:
 
 
 def test_flat_guests_have_one_bridge_only() -> None:
-    assert window(GPUS[:1], "flat") == 256 * GIB + 48 * MIB
-    assert window([GPUS[0], GPUS[2]], "flat", b23=64 * GIB, b53=32 * GIB) == 96 * GIB
+    assert window(GPUS[:1], "flat") == 256 * GIB + 49 * MIB
+    assert window([GPUS[0], GPUS[2]], "flat", b23=64 * GIB, b53=32 * GIB) == 96 * GIB + MIB
 
 
 def test_root_ports_of_a_bridge_are_packed() -> None:
@@ -73,7 +74,16 @@ def test_narrow_bars_take_no_window() -> None:
     for bar in functions["0000:23:00.0"]["bars"]:
         bar["is_64bit"] = bar["index"] != 2
     controllers, placed = build_tree(["0000:23:00.0"], functions, {0: 0}, "flat")
-    assert window_bytes(controllers, placed, functions) == 48 * MIB
+    assert window_bytes(controllers, placed, functions, True) == 49 * MIB
+
+
+def test_seabios_packs_all_bridges_in_whole_alignments() -> None:
+    two = [GPUS[0], GPUS[2]]
+    # Booted: both BARs of 64 GiB side by side, the larger first, the virtio device last.
+    assert window(two, uefi=False, b23=64 * GIB, b53=64 * GIB) == 128 * GIB + MIB
+    assert window(two, uefi=False, b23=32 * GIB, b53=64 * GIB) == 96 * GIB + MIB
+    # 256 GiB + 48 MiB become 512 GiB at each root port.
+    assert window(two, uefi=False) == TIB + MIB
 
 
 @pytest.mark.parametrize(
