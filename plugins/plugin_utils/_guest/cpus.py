@@ -62,6 +62,21 @@ def in_l3_order(cores: Sequence[Core]) -> list[Core]:
     return [core for group in groups for core in group]
 
 
+def pick_cores(free: Sequence[Core], count: int) -> list[Core]:
+    """``count`` of a node's free cores, in the host's order, from as few L3 caches as possible.
+
+    Whole caches first; the rest from the cache that it leaves the fewest cores of.
+    """
+    groups = list(_by_l3(free).values())
+    chosen: list[Core] = []
+    while groups and len(chosen) < count:
+        left = count - len(chosen)
+        group = min((group for group in groups if len(group) >= left), key=len, default=max(groups, key=len))
+        groups.remove(group)
+        chosen += group[:left]
+    return sorted(chosen, key=lambda core: core["threads"][0])
+
+
 def _even_split(cells: Sequence[Sequence[Core]], l3_threads: Mapping[int, int], threads: int) -> int:
     """Into how many L3 caches each cell splits evenly, such that each is shown as it is; 1 when there is no such."""
     counts = {(l3, len(members)) for cores in cells for l3, members in _by_l3(cores).items()}

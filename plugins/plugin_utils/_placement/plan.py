@@ -20,6 +20,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains impo
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Core, Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import CLASSES
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.cpus import pick_cores
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.domain import domain_xml
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import Layout, build_layout
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.nccl import nccl_xml
@@ -82,13 +83,15 @@ def _warnings(placed: Placed, fabric: Fabric, inventory: Inventory, has_switches
 
 
 def _pick_cores(placed: Sequence[Placed], inventory: Inventory) -> dict[str, dict[int, list[Core]]]:
-    """Free cores of each node, in host order, to the VMs in turn."""
+    """Free cores of each node to the VMs in turn, of as few L3 caches as possible."""
     free = {node: list(cores) for node, cores in inventory.free_cores.items()}
     picked: dict[str, dict[int, list[Core]]] = {}
     for item in placed:
-        picked[item.request.name] = {node: free[node][:count] for node, count in item.size.cores.items()}
-        for node, count in item.size.cores.items():
-            free[node] = free[node][count:]
+        mine = {node: pick_cores(free[node], count) for node, count in item.size.cores.items()}
+        picked[item.request.name] = mine
+        for node, cores in mine.items():
+            gone = {core["threads"][0] for core in cores}
+            free[node] = [core for core in free[node] if core["threads"][0] not in gone]
     return picked
 
 

@@ -193,7 +193,9 @@ def _request(where: str, value: Mapping[str, Any], problems: _Problems) -> Reque
         pv_eoi=problems.truth(f"{where}.pv_eoi", value.get("pv_eoi")),
         pcie=problems.choice(f"{where}.pcie", value.get("pcie", PCIE_MODES[0]), PCIE_MODES),
         gpu_p2p=bool(problems.truth(f"{where}.gpu_p2p", value.get("gpu_p2p"))),
-        asked={key: value[key] for key in ("gpus", "nics", "nvme", "vcpus", "memory") if key in value},
+        asked={
+            key: value[key] for key in ("gpus", "nics", "nvme", "vcpus", "memory", "pcie", "gpu_p2p") if key in value
+        },
     )
 
 

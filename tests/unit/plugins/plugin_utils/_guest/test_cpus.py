@@ -12,6 +12,7 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.cpus import (
     apic_ids,
     cpu_topology,
     in_l3_order,
+    pick_cores,
     shows_too_few_l3,
     threads_of_l3,
 )
@@ -95,6 +96,35 @@ def test_whole_caches_come_before_parts() -> None:
     assert [core["l3"] for core in in_l3_order(cores)] == [1] * 8 + [2] * 8 + [0] * 4
     (even,) = cells([8, 8])
     assert in_l3_order(even) == even
+
+
+@pytest.mark.parametrize(
+    "free,count,taken",
+    [
+        ([44], 11, {0: 11}),
+        ([2, 4, 4, 4], 7, {1: 4, 2: 3}),
+        ([2, 4, 4, 4], 2, {0: 2}),
+        ([4, 8, 8, 6], 6, {3: 6}),
+        ([4, 8, 8, 6], 5, {3: 5}),
+        ([4, 8, 8, 6], 20, {0: 4, 1: 8, 2: 8}),
+        ([4, 8, 8, 6], 26, {0: 4, 1: 8, 2: 8, 3: 6}),
+    ],
+)
+def test_cores_are_picked_from_few_caches(free: list[int], count: int, taken: dict[int, int]) -> None:
+    (cores,) = cells(free)
+    picked = pick_cores(cores, count)
+    assert {cache: sum(core["l3"] == cache for core in picked) for cache in taken} == taken
+    assert len(picked) == count
+    assert picked == sorted(picked, key=lambda core: core["threads"])
+
+
+def test_tenants_share_no_core_and_no_cache_where_there_are_enough() -> None:
+    wanted = [request(name, 1, vcpus=16) for name in ("a", "b", "c")]
+    vms = make_plan(wanted, with_caches(8), [], "shared_nvswitch", "host")["vms"]
+    pins = [{cpu for _vcpu, cpu in vm["layout"]["vcpu_pins"]} for vm in vms]
+    assert [len(cpus) for cpus in pins] == [16, 16, 16]
+    assert len(set.union(*pins)) == 48
+    assert [len({cpu % 96 // 8 for cpu in cpus}) for cpus in pins] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

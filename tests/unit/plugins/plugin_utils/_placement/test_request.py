@@ -37,6 +37,7 @@ def test_explicit_values() -> None:
 def test_modes_of_the_pcie_tree(mode: str) -> None:
     (parsed,) = parse_requests([request("a", 1, pcie=mode, gpu_p2p=True)])
     assert (parsed.pcie, parsed.gpu_p2p) == (mode, True)
+    assert parsed.asked == {"gpus": 1, "pcie": mode, "gpu_p2p": True}
 
 
 def test_disk_format_is_qcow2_when_left_out() -> None:
