@@ -180,6 +180,7 @@ def test_many_vcpus_on_amd_are_told_to_be_unproven() -> None:
     [
         (Versions(), 4095),
         (Versions((3, 3), (2, 8)), 254),
+        (Versions((3, 4), (2, 8)), 287),
         (Versions((9, 0), (7, 2, 22)), 287),
         (Versions((9, 5), (8, 1)), 1023),
         (Versions((10, 7), (9, 0)), 4095),
