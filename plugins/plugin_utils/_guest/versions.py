@@ -41,14 +41,13 @@ ELEMENTS: tuple[Element, ...] = (
         ("memory", "memoryBacking/hugepages"),
         "Memory in huge pages of each cell's node: 1 GiB pages make 2 TiB two thousand DMA mappings instead of half a "
         "billion, and cheap address translation.",
-        (1, 2, 6),
+        (1, 2, 5),
     ),
     Element("nosharepages", ("memoryBacking/nosharepages",), "Pages pinned for DMA cannot be merged."),
     Element(
         "allocation",
         ("memoryBacking/allocation", "memoryBacking/allocation@mode"),
         "All memory is taken at the start, so a lack of it shows at once and not in a running VM.",
-        (2, 2),
     ),
     Element(
         "allocation_threads",
@@ -56,7 +55,7 @@ ELEMENTS: tuple[Element, ...] = (
         "Several threads write the pages at the start, from libvirt 8.10 and QEMU 7.2 on by CPUs of the pages' node.",
         (8, 2),
         (5, 0),
-        "memory is written by as many threads as that QEMU takes by itself, before QEMU 7.1 by one: the VM starts late",
+        "memory is written by as many threads as QEMU takes by itself, with 5.0 to 7.0 by one: the VM starts late",
     ),
     Element(
         "vcpu",
@@ -72,13 +71,12 @@ ELEMENTS: tuple[Element, ...] = (
         "iothreads",
         ("iothreads", "cputune/iothreadpin", "devices/disk/driver@iothread"),
         "The disk is served by a thread of its own on the host's CPUs of the first cell's node.",
-        (1, 3, 5),
+        (1, 2, 8),
     ),
     Element(
         "numatune",
         ("numatune",),
         "Each cell's memory is bound to its node; without it pages come from anywhere.",
-        (1, 2, 7),
     ),
     Element(
         "boot",
@@ -120,7 +118,6 @@ ELEMENTS: tuple[Element, ...] = (
         ("features/ioapic",),
         "Interrupt remapping for more than 255 APIC ids needs QEMU's I/O APIC.",
         (3, 4),
-        (2, 8),
     ),
     Element(
         "cpu",
@@ -145,7 +142,6 @@ ELEMENTS: tuple[Element, ...] = (
         ("cpu/cache",),
         "The guest sees the host's caches and their sizes.",
         (3, 3),
-        (2, 8),
     ),
     Element(
         "maxphysaddr",
@@ -167,8 +163,6 @@ ELEMENTS: tuple[Element, ...] = (
         "cells",
         ("cpu/numa/cell",),
         "A cell for each node of the host that the VM uses.",
-        (1, 2, 7),
-        (2, 1),
     ),
     Element(
         "distances",
@@ -185,7 +179,7 @@ ELEMENTS: tuple[Element, ...] = (
     Element(
         "events",
         ("on_poweroff", "on_reboot", "on_crash"),
-        "A crashed VM stops and gives nothing back to its guest.",
+        "A VM that crashed stops instead of starting again, so that the crash is seen.",
     ),
     Element(
         "pm",
@@ -248,7 +242,6 @@ ELEMENTS: tuple[Element, ...] = (
         "hostdev",
         ("devices/hostdev",),
         "The devices, bound to vfio-pci before and after; each at a fixed address.",
-        (1, 1, 1),
     ),
     Element(
         "iommu",
@@ -284,7 +277,6 @@ ELEMENTS: tuple[Element, ...] = (
         ("qemu:commandline",),
         "What is left: the firmware's window (libvirt refuses opt/ovmf/ in its own element), and the stand-in for "
         "qemu:override.",
-        (0, 8, 3),
     ),
     Element(
         "link_32",
