@@ -125,7 +125,7 @@ def build_layout(
     mmio = address_space(
         request.name,
         window_bytes(controllers, guest_devices, functions, uefi),
-        ram_end(sum(memory_by_node.values()), amd),
+        ram_end(request.name, sum(memory_by_node.values()), amd, versions.clears_hypertransport()),
         uefi,
         topology["host"]["phys_bits"],
         versions.has("maxphysaddr"),

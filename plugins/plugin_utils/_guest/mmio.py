@@ -29,7 +29,7 @@ _LEAST_BITS = 36
 # q35 keeps RAM out of the upper 2 GiB below 4 GiB; what is displaced continues above (QEMU, hw/i386/pc_q35.c).
 _LOW_RAM, _FOUR_GIB = 2 * GIB, 4 * GIB
 # QEMU moves RAM above 4 GiB to 1 TiB on AMD CPUs when RAM and its own 32 GiB window would reach HyperTransport's
-# reserved addresses (hw/i386/pc.c, pc_max_used_gpa).
+# reserved addresses (hw/i386/pc.c, pc_max_used_gpa). Linux maps no DMA there, so without that vfio-pci stops the VM.
 _HYPERTRANSPORT, _ABOVE_HYPERTRANSPORT, _QEMU_WINDOW = 1012 * GIB, 1024 * GIB, 32 * GIB
 # Windows of bridges are whole MiB (PCI-to-PCI Bridge Architecture Specification).
 _BRIDGE_GRANULARITY = 1 << 20
@@ -121,10 +121,21 @@ def window_bytes(
     return max(end for _start, end in taken)
 
 
-def ram_end(memory_bytes: int, amd: bool) -> int:
-    """The address behind the guest's RAM."""
+def ram_end(name: str, memory_bytes: int, amd: bool, clears_hypertransport: bool) -> int:
+    """The address behind the guest's RAM.
+
+    :param name: of the VM, for messages.
+    :param clears_hypertransport: whether QEMU keeps RAM clear of addresses that AMD's HyperTransport has.
+    :raises TopovirtError: when it does not and the RAM would lie there.
+    """
     above = max(0, memory_bytes - _LOW_RAM)
-    if amd and _align(_FOUR_GIB + above, GIB) + _QEMU_WINDOW > _HYPERTRANSPORT:
+    if amd and not clears_hypertransport and _FOUR_GIB + above > _HYPERTRANSPORT:
+        raise TopovirtError(
+            f"VM {name}: {memory_bytes >> 30} GiB of memory reach the addresses from {_HYPERTRANSPORT >> 30} GiB on, "
+            "which AMD hosts keep from DMA; QEMU leaves them out from version 7.1 on, and this host's is older.",
+            "Ask for less memory, or install a newer QEMU.",
+        )
+    if amd and clears_hypertransport and _align(_FOUR_GIB + above, GIB) + _QEMU_WINDOW > _HYPERTRANSPORT:
         return _ABOVE_HYPERTRANSPORT + above
     return _FOUR_GIB + above
 

@@ -324,6 +324,10 @@ class Versions:
         """Names of all elements that the host does not know."""
         return [element.name for element in ELEMENTS if not self.has(element.name)]
 
+    def clears_hypertransport(self) -> bool:
+        """Whether QEMU keeps RAM clear of HyperTransport's addresses on AMD CPUs (hw/i386/pc_q35.c: from 7.1 on)."""
+        return not self.qemu or self.qemu >= (7, 1)
+
     def max_apic_id(self) -> int:
         """The highest APIC id that a VM of this host can have."""
         if not self.has("iommu"):

@@ -17,7 +17,8 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.mmio import (
     window_bytes,
 )
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import build_tree
-from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.hosts import GIB, host
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
+from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.hosts import GIB, host, request
 
 TIB = 1 << 40
 MIB = 1 << 20
@@ -99,12 +100,32 @@ def test_seabios_packs_all_bridges_in_whole_alignments() -> None:
     ],
 )
 def test_where_ram_ends(memory: int, amd: bool, end: int) -> None:
-    assert ram_end(memory, amd) == end
+    assert ram_end("vm", memory, amd, True) == end
+
+
+def test_an_older_qemu_cannot_keep_clear_of_hypertransport() -> None:
+    # Reserved from 0xfd00000000 on; the first 2 GiB of RAM lie below 4 GiB.
+    assert ram_end("vm", 1010 * GIB, True, False) == 0xFD00000000
+    assert ram_end("vm", 2 * TIB, False, False) == 2 * TIB + 2 * GIB
+    with pytest.raises(TopovirtError, match="VM train-0: 1011 GiB of memory reach the addresses from 1012 GiB on"):
+        ram_end("train-0", 1011 * GIB, True, False)
+
+
+@pytest.mark.parametrize("qemu,clears", [("7.0.0", False), ("7.1.0", True), (None, True)])
+def test_which_qemu_that_is(qemu: str | None, clears: bool) -> None:
+    topology = host()
+    topology["host"]["cpu_vendor"], topology["software"]["qemu"] = "AuthenticAMD", qemu
+    wanted = [request("a", 8, memory="1100GiB")]
+    if clears:
+        assert make_plan(wanted, topology, [], "full_passthrough", "host")["vms"]
+    else:
+        with pytest.raises(TopovirtError, match=r"from version 7\.1 on"):
+            make_plan(wanted, topology, [], "full_passthrough", "host")
 
 
 def space(size: int, memory: int, uefi: bool, bits: int | None, **more: Any) -> Mmio:
     known = {"passthrough": True, "limitable": True, **more}
-    return address_space("train-0", size, ram_end(memory, False), uefi, bits, **known)
+    return address_space("train-0", size, ram_end("vm", memory, False, True), uefi, bits, **known)
 
 
 @pytest.mark.parametrize(
