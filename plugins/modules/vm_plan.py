@@ -48,6 +48,13 @@ options:
         such a VM as tainted.
       - C(pv_eoi) says whether the guest may end an interrupt without leaving its CPU (KVM's paravirtual end of
         interrupt). By default it is as libvirt has it.
+      - C(pcie) is the guest's PCIe tree. V(mirror), the default, has the host's host bridges, root ports and switches,
+        so that every path is as on the host. V(root_port) has a root port for each device, with the speed and width of
+        its link, below the host's host bridges; devices of one switch then are PHB, and libvirt marks such a VM as
+        tainted. V(flat) has a root port for each device and no NUMA nodes of devices.
+      - C(gpu_p2p) says to NVIDIA's driver which GPUs reach each other over PCIe, which it does not believe of emulated
+        switches. By default V(false). Refused where the host's switches do not pass requests between the GPUs, or where
+        it is unknown whether they do.
     type: list
     elements: dict
     required: true

@@ -13,6 +13,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains impo
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import Layout
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import Controller
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.properties import Value, hostdev_alias
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import DiskBoot, KernelBoot, Request
 
 try:
@@ -49,11 +50,6 @@ def _pci_address(parent: etree._Element, bus: int, slot: int, function: int, mul
         address.set("multifunction", "on")
 
 
-def hostdev_alias(bdf: str) -> str:
-    """The alias of a passed-through device: libvirt's prefix for user aliases and the host's BDF."""
-    return "ua-" + bdf.replace(":", "-").replace(".", "-")
-
-
 def _head(domain: etree._Element, request: Request, uuid: str, metadata: Mapping[str, Any], layout: Layout) -> None:
     _add(domain, "name", request.name)
     _add(domain, "uuid", uuid)
@@ -69,26 +65,32 @@ def _memory_and_cpus(domain: etree._Element, layout: Layout) -> None:
     nodeset = format_cpulist(cell["id"] for cell in cells)
     _add(pages, "page", size=layout["page_size_bytes"] >> 10, unit="KiB", nodeset=nodeset)
     _add(backing, "nosharepages")
-    _add(backing, "allocation", mode="immediate")
+    allocation = _add(backing, "allocation", mode="immediate")
+    if "allocation_threads" not in layout["left_out"]:
+        allocation.set("threads", str(layout["allocation_threads"]))
     _add(domain, "vcpu", str(len(layout["vcpu_pins"])), placement="static")
+    if layout["iothread_cpus"]:
+        _add(domain, "iothreads", "1")
     tune = _add(domain, "cputune")
     for vcpu, cpu in layout["vcpu_pins"]:
         _add(tune, "vcpupin", vcpu=vcpu, cpuset=cpu)
     _add(tune, "emulatorpin", cpuset=layout["emulator_cpus"])
+    if layout["iothread_cpus"]:
+        _add(tune, "iothreadpin", iothread=1, cpuset=layout["iothread_cpus"])
     numa = _add(domain, "numatune")
     _add(numa, "memory", mode="strict", nodeset=format_cpulist(cell["host_node"] for cell in cells))
     for cell in cells:
         _add(numa, "memnode", cellid=cell["id"], mode="strict", nodeset=cell["host_node"])
 
 
-def _boot(domain: etree._Element, boot: KernelBoot | DiskBoot) -> None:
+def _boot(domain: etree._Element, boot: KernelBoot | DiskBoot, layout: Layout) -> None:
     element = _add(domain, "os")
     if isinstance(boot, DiskBoot):
         element.set("firmware", "efi")
     _add(element, "type", "hvm", arch="x86_64", machine="q35")
     if isinstance(boot, DiskBoot):
-        # Without enrolled keys: guests load GPU drivers that no distribution signed.
-        _add(_add(element, "firmware"), "feature", enabled="no", name="enrolled-keys")
+        if "firmware_feature" not in layout["left_out"]:
+            _add(_add(element, "firmware"), "feature", enabled="no", name="enrolled-keys")
         _add(element, "boot", dev="hd")
         return
     _add(element, "kernel", boot.kernel)
@@ -106,14 +108,20 @@ def _features_and_cpu(domain: etree._Element, layout: Layout, pv_eoi: bool | Non
         apic.set("eoi", "on" if pv_eoi else "off")
     kvm = _add(features, "kvm")
     _add(kvm, "hint-dedicated", state="on")
-    _add(kvm, "poll-control", state="on")
+    if "poll_control" not in layout["left_out"]:
+        _add(kvm, "poll-control", state="on")
+    if layout["extended_apic"]:
+        _add(features, "ioapic", driver="qemu")
     cpu = _add(domain, "cpu", mode="host-passthrough", check="none")
     shape = layout["cpu_topology"]
-    _add(cpu, "topology", sockets=shape["sockets"], dies=shape["dies"], cores=shape["cores"], threads=shape["threads"])
+    levels = _add(cpu, "topology", sockets=shape["sockets"], cores=shape["cores"], threads=shape["threads"])
+    if "dies" not in layout["left_out"]:
+        levels.set("dies", str(shape["dies"]))
     _add(cpu, "cache", mode="passthrough")
-    width = _add(cpu, "maxphysaddr", mode="passthrough")
-    if layout["mmio"]["limit"] is not None:
-        width.set("limit", str(layout["mmio"]["limit"]))
+    if "maxphysaddr" not in layout["left_out"]:
+        width = _add(cpu, "maxphysaddr", mode="passthrough")
+        if layout["mmio"]["limit"] is not None:
+            width.set("limit", str(layout["mmio"]["limit"]))
     for feature in layout["cpu_features"]:
         _add(cpu, "feature", policy="require", name=feature)
     numa = _add(cpu, "numa")
@@ -137,7 +145,7 @@ def _behaviour(domain: etree._Element) -> None:
     _add(power, "suspend-to-disk", enabled="no")
 
 
-def _controller(devices: etree._Element, controller: Controller) -> None:
+def _controller(devices: etree._Element, controller: Controller, layout: Layout) -> None:
     model = controller["model"]
     element = _add(devices, "controller", type="pci", index=controller["index"], model=model)
     if model == "pcie-expander-bus":
@@ -145,16 +153,19 @@ def _controller(devices: etree._Element, controller: Controller) -> None:
         if controller["node"] is not None:
             _add(target, "node", str(controller["node"]))
     elif model != "pcie-switch-upstream-port":
-        # Chassis and port number together name a slot; without hotplug firmware reserves no windows for it.
-        port = f"0x{controller['slot']:x}"
-        _add(element, "target", chassis=controller["index"], port=port, hotplug="off")
-    _pci_address(element, controller["parent"], controller["slot"], controller["function"])
+        # Chassis and port number together name a slot.
+        target = _add(element, "target", chassis=controller["index"], port=f"0x{controller['slot']:x}")
+        if "hotplug" not in layout["left_out"]:
+            target.set("hotplug", "off")
+    _pci_address(element, controller["parent"], controller["slot"], controller["function"], controller["multifunction"])
 
 
-def _paravirtual(devices: etree._Element, boot: KernelBoot | DiskBoot) -> None:
+def _paravirtual(devices: etree._Element, boot: KernelBoot | DiskBoot, layout: Layout) -> None:
     if isinstance(boot, DiskBoot):
         disk = _add(devices, "disk", type="file", device="disk")
-        _add(disk, "driver", name="qemu", type=boot.format, cache="none", io="native", discard="unmap")
+        driver = _add(disk, "driver", name="qemu", type=boot.format, cache="none", io="native", discard="unmap")
+        if layout["iothread_cpus"]:
+            driver.set("iothread", "1")
         _add(disk, "source", file=boot.path)
         _add(disk, "target", dev="vda", bus="virtio")
         _pci_address(disk, 0, _DISK_SLOT, 0)
@@ -170,6 +181,11 @@ def _paravirtual(devices: etree._Element, boot: KernelBoot | DiskBoot) -> None:
     _add(rng, "backend", "/dev/urandom", model="random")
     _pci_address(rng, 0, _RNG_SLOT, 0)
     _add(devices, "memballoon", model="none")
+    if layout["extended_apic"]:
+        # A guest's IOMMU that also translates DMA must tell QEMU of new mappings, or vfio-pci stops the VM.
+        driver = _add(_add(devices, "iommu", model="intel"), "driver", intremap="on", eim="on")
+        translates = "dma_translation" in layout["left_out"]
+        driver.set(*(("caching_mode", "on") if translates else ("dma_translation", "off")))
 
 
 def _hostdevs(devices: etree._Element, layout: Layout) -> None:
@@ -190,7 +206,7 @@ def _hostdevs(devices: etree._Element, layout: Layout) -> None:
         _pci_address(hostdev, device["controller"], device["slot"], device["function"], device["multifunction"])
 
 
-def _property(parent: etree._Element, name: str, value: bool | int | str) -> None:
+def _property(parent: etree._Element, name: str, value: Value) -> None:
     """A QEMU device property; libvirt wants its type named (https://libvirt.org/drvqemu.html)."""
     if isinstance(value, bool):
         kind, text = "bool", "true" if value else "false"
@@ -206,24 +222,28 @@ def domain_xml(request: Request, uuid: str, metadata: Mapping[str, Any], layout:
 
     :param metadata: JSON object with key ``schema``, kept in the definition for ``vm_info``.
     """
-    properties = request.hostdev_properties
-    domain = etree.Element("domain", type="kvm", nsmap={"qemu": QEMU_NAMESPACE} if properties else None)
+    arguments, properties = layout["qemu_arguments"], layout["overrides"]
+    domain = etree.Element("domain", type="kvm", nsmap={"qemu": QEMU_NAMESPACE} if arguments or properties else None)
     _head(domain, request, uuid, metadata, layout)
     _memory_and_cpus(domain, layout)
-    _boot(domain, request.boot)
+    _boot(domain, request.boot, layout)
     _features_and_cpu(domain, layout, request.pv_eoi)
     _behaviour(domain)
     devices = _add(domain, "devices")
     _add(devices, "controller", type="pci", index=0, model="pcie-root")
     for controller in layout["pcie"]:
-        _controller(devices, controller)
-    _paravirtual(devices, request.boot)
+        _controller(devices, controller, layout)
+    _paravirtual(devices, request.boot, layout)
     _hostdevs(devices, layout)
+    if arguments:
+        commandline = etree.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
+        for word in arguments:
+            _add(commandline, f"{{{QEMU_NAMESPACE}}}arg", value=word)
     if properties:
         override = etree.SubElement(domain, f"{{{QEMU_NAMESPACE}}}override")
-        for device in layout["devices"]:
-            element = etree.SubElement(override, f"{{{QEMU_NAMESPACE}}}device", alias=hostdev_alias(device["bdf"]))
+        for alias, values in properties.items():
+            element = etree.SubElement(override, f"{{{QEMU_NAMESPACE}}}device", alias=alias)
             frontend = etree.SubElement(element, f"{{{QEMU_NAMESPACE}}}frontend")
-            for name, value in properties.items():
+            for name, value in values.items():
                 _property(frontend, name, value)
     return etree.tostring(domain, pretty_print=True, encoding="unicode")

@@ -27,6 +27,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve imp
     guest_pages,
     housekeeping_cpus,
 )
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.versions import read_versions
 
 STATES = ("converted", "unconverted")
 
@@ -66,6 +67,8 @@ class Inventory:
     free_pages: dict[int, int]
     nearest_nodes: dict[int, tuple[int, ...]]  # node -> all nodes, nearest first
     nodes_of: dict[str, frozenset[int]]  # existing VM -> the nodes that it spans
+    max_apic_id: int  # that a VM can have when it is asked for
+    auto_max_apic_id: int  # and unasked
 
     def why_taken(self, bdf: str) -> str:
         """Why a device cannot be given out; empty when it can."""
@@ -250,6 +253,7 @@ def take_stock(
     reserved = {cpu for cpus in housekeeping.values() for cpu in cpus}
     pinned = {cpu for domain in domains for cpu in parse_cpulist(domain["cpus"])}
     numbers = [node["id"] for node in topology["numa_nodes"]]
+    versions = read_versions(topology)
     guest_cores = {
         node: tuple(
             core for core in topology["cores"] if core["node"] == node and not reserved.intersection(core["threads"])
@@ -279,4 +283,6 @@ def take_stock(
         free_pages=free_pages,
         nearest_nodes={node["id"]: _nearest(node, numbers) for node in topology["numa_nodes"]},
         nodes_of={domain["name"]: _nodes_of(domain, topology) for domain in domains},
+        max_apic_id=versions.max_apic_id(),
+        auto_max_apic_id=versions.auto_max_apic_id(topology["host"]["cpu_vendor"] == "AuthenticAMD"),
     )

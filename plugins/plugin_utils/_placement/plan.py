@@ -20,12 +20,12 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains impo
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Core, Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import CLASSES
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.cpus import pick_cores
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.domain import domain_xml
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import Layout, build_layout
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.nccl import nccl_xml
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.cores import (
     as_vcpus,
-    choose_cores,
     cores_with,
 )
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.existing import compare_with_existing
@@ -37,7 +37,7 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory 
     take_stock,
 )
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy, parse_policy
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import DiskBoot, Request, parse_requests
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request, parse_requests
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.shortage import (
     Sorted,
     place,
@@ -98,14 +98,14 @@ def _warnings(placed: Placed, fabric: Fabric, inventory: Inventory, has_fabric: 
 
 
 def _pick_cores(placed: Sequence[Placed], inventory: Inventory) -> dict[str, dict[int, list[Core]]]:
-    """Free cores of each node to the VMs in turn; those that name their CPUs come first."""
+    """Free cores of each node to the VMs in turn, of as few L3 caches as possible, those that name theirs first."""
     free = {node: list(cores) for node, cores in inventory.free_cores.items()}
     picked: dict[str, dict[int, list[Core]]] = {}
     for item in sorted(placed, key=lambda item: not item.request.exact_cpus):
         mine: dict[int, list[Core]] = {}
         for node, count in item.size.cores.items():
             named = frozenset(item.request.exact_cpus)
-            mine[node] = cores_with(free[node], named) if named else choose_cores(free[node], count)
+            mine[node] = cores_with(free[node], named) if named else pick_cores(free[node], count)
             free[node] = [core for core in free[node] if core not in mine[node]]
         picked[item.request.name] = {node: as_vcpus(cores, item.request.smt) for node, cores in mine.items()}
     return picked
@@ -217,15 +217,14 @@ def make_plan(
             continue
         placement = _placement(placed, inventory, cores, memory, page_size)
         try:
-            layout = build_layout(
-                request.name,
+            layout, about_layout = build_layout(
+                request,
                 topology,
                 placed.devices,
                 cores,
                 memory,
                 page_size,
                 parse_cpulist(placement["emulator_cpus"]),
-                isinstance(request.boot, DiskBoot),
             )
         except TopovirtError as error:
             problems.append(error)
@@ -234,7 +233,7 @@ def make_plan(
         uuid = (known["uuid"] if known is not None else None) or str(
             uuid5(NAMESPACE_URL, f"{METADATA_NAMESPACE}:{host_name}:{request.name}")
         )
-        warnings = [*general, *_warnings(placed, fabric, inventory, has_fabric)]
+        warnings = [*general, *_warnings(placed, fabric, inventory, has_fabric), *about_layout]
         vm = _vm(placed, placement, layout, topology, fabric, uuid, warnings)
         if request.name in explanations:
             vm["explanation"] = explanations[request.name]

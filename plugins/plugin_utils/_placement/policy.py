@@ -112,7 +112,7 @@ def parse_policy(raw: Mapping[str, Any] | None) -> Policy:
     problems.unknown_keys("policy", value, _KEYS)
     name = value.get("sizing") or DEFAULT_SIZING
     tables = load_tables()
-    table = tables[name] if problems.choice("policy.sizing", name, sorted(tables)) else tables[DEFAULT_SIZING]
+    table = tables[problems.choice("policy.sizing", name, sorted(tables))]
     kept = table.get("reserve", {})
     cores, memory = value.get("reserve_cores_per_node"), value.get("reserve_memory_per_node")
     policy = Policy(

@@ -13,10 +13,12 @@ from typing import Any
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import BDF
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import MODES as PCIE_MODES
 
-# What of a request decides where its VM goes; kept in the VM's metadata as it was asked for.
+# What of a request decides where its VM goes and what it is like; kept in the VM's metadata as it was asked for.
 _PLACING_KEYS = (
-    "gpus", "nics", "nvme", "vcpus", "memory", "smt", "numa", "nvlink", "anti_affinity", "priority",
+    "gpus", "nics", "nvme", "vcpus", "memory", "smt", "numa", "nvlink", "anti_affinity", "priority", "pcie",
+    "gpu_p2p",
 )  # fmt: skip
 _KEYS = ("name", *_PLACING_KEYS, "boot", "hostdev_properties", "pv_eoi")
 _KERNEL_KEYS = ("kernel", "initrd", "cmdline")
@@ -84,6 +86,8 @@ class Request:
     nvlink: str | None = None  # ``None``: as the fabric model has it
     anti_affinity: tuple[str, ...] = ()  # VMs that it shares no NUMA node with
     priority: int = 0
+    pcie: str = "mirror"  # one of PCIE_MODES
+    gpu_p2p: bool = False
 
 
 class Problems:
@@ -115,6 +119,12 @@ class Problems:
         self.add(where, value, "true or false")
         return None
 
+    def choice(self, where: str, value: object, choices: Sequence[str]) -> str:
+        if isinstance(value, str) and value in choices:
+            return value
+        self.add(where, value, f"one of {', '.join(choices)}")
+        return choices[0]
+
     def size(self, where: str, value: object) -> int | None:
         if value is None or value == "auto":
             return None
@@ -128,12 +138,6 @@ class Problems:
         for key in value:
             if key not in known:
                 self.found.append(f"{where}: unknown key {key!r}, known ones are {', '.join(known)}.")
-
-    def choice(self, where: str, value: object, known: Sequence[str]) -> bool:
-        if value in known:
-            return True
-        self.add(where, value, f"one of {', '.join(known)}")
-        return False
 
     def path(self, where: str, value: object) -> str:
         if isinstance(value, str) and value.startswith("/") and "\n" not in value:
@@ -267,7 +271,7 @@ def _request(where: str, value: Mapping[str, Any], problems: Problems) -> Reques
     nics, exact_nics = _devices(f"{where}.nics", value.get("nics"), "auto", problems)
     nvme, exact_nvmes = _devices(f"{where}.nvme", value.get("nvme"), 0, problems)
     vcpus, exact_cpus = _vcpus(f"{where}.vcpus", value.get("vcpus"), problems)
-    smt, numa, nvlink = value.get("smt", "share"), value.get("numa", "strict"), value.get("nvlink")
+    nvlink = value.get("nvlink")
     return Request(
         name=str(name),
         gpus=gpus,
@@ -283,11 +287,13 @@ def _request(where: str, value: Mapping[str, Any], problems: Problems) -> Reques
         exact_nics=exact_nics,
         exact_nvmes=exact_nvmes,
         exact_cpus=exact_cpus,
-        smt=str(smt) if problems.choice(f"{where}.smt", smt, SMT) else "share",
-        numa=str(numa) if problems.choice(f"{where}.numa", numa, NUMA) else "strict",
-        nvlink=None if nvlink is None or not problems.choice(f"{where}.nvlink", nvlink, NVLINK) else str(nvlink),
+        smt=problems.choice(f"{where}.smt", value.get("smt", SMT[0]), SMT),
+        numa=problems.choice(f"{where}.numa", value.get("numa", NUMA[0]), NUMA),
+        nvlink=None if nvlink is None else problems.choice(f"{where}.nvlink", nvlink, NVLINK),
         anti_affinity=_names(f"{where}.anti_affinity", value.get("anti_affinity"), name, problems),
         priority=_priority(f"{where}.priority", value.get("priority", 0), problems),
+        pcie=problems.choice(f"{where}.pcie", value.get("pcie", PCIE_MODES[0]), PCIE_MODES),
+        gpu_p2p=bool(problems.truth(f"{where}.gpu_p2p", value.get("gpu_p2p"))),
     )
 
 

@@ -13,9 +13,6 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory 
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request
 
-# q35 without an emulated IOMMU has xAPIC ids only: 8 bits, 255 is the broadcast address.
-MAX_APIC_ID = 254
-
 
 @dataclass(frozen=True)
 class Size:
@@ -168,7 +165,7 @@ def _cores(
         }
         most = max(share.values())
         limit = most
-        while limit > 1 and max_apic_id(len(share), limit, threads) > MAX_APIC_ID:
+        while limit > 1 and max_apic_id(len(share), limit, threads) > inventory.auto_max_apic_id:
             limit -= 1
         warnings = [f"vCPUs are limited to {limit * threads} per NUMA node (APIC ids)."] if limit < most else []
         return {node: min(count, limit) for node, count in share.items()}, [], warnings
@@ -185,8 +182,9 @@ def _cores(
     cores = split(asked // threads, weights)
     if sum(cores.values()) * threads != asked:
         return cores, [f"vcpus: {asked} is less than one core ({threads} vCPUs) for each of {len(weights)} nodes"], []
-    if max_apic_id(len(cores), max(cores.values()), threads) > MAX_APIC_ID:
-        return cores, [f"vcpus: {asked} needs APIC ids above {MAX_APIC_ID}, which VMs without vIOMMU do not have"], []
+    if max_apic_id(len(cores), max(cores.values()), threads) > inventory.max_apic_id:
+        why = f"vcpus: {asked} needs APIC ids above {inventory.max_apic_id}, which this host's libvirt and QEMU lack"
+        return cores, [why], []
     return cores, [], warnings
 
 

@@ -34,7 +34,19 @@ def test_documentation_is_the_argument_spec() -> None:
 
 def test_documentation_names_every_key_of_a_request() -> None:
     text = " ".join(yaml.safe_load(stub.DOCUMENTATION)["options"]["requests"]["description"])
-    for key in ("name", "gpus", "nics", "nvme", "vcpus", "memory", "boot", "hostdev_properties", "pv_eoi"):
+    for key in (
+        "name",
+        "gpus",
+        "nics",
+        "nvme",
+        "vcpus",
+        "memory",
+        "boot",
+        "hostdev_properties",
+        "pv_eoi",
+        "pcie",
+        "gpu_p2p",
+    ):
         assert f"C({key})" in text
 
 

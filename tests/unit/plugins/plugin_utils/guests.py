@@ -57,6 +57,11 @@ class Guest:
                 target = element.find("target")
                 assert target is not None
                 expanders.append((int(target.get("busNr", "")), element, target.findtext("node")))
+        # The root bus first: its root ports have the lowest numbers, the paravirtual devices none.
+        ports = [item for item in self.children.get(0, []) if item[2].get("model") == "pcie-root-port"]
+        if ports:
+            self.children[0] = ports
+            self._bus(0, 0, 0, [], 0, None)
         for number, element, node in sorted(expanders, key=lambda item: item[0]):
             index = int(element.get("index", ""))
             last = self._bus(index, number, number, [], index, None if node is None else int(node))
@@ -66,10 +71,12 @@ class Guest:
         """Visit everything on bus ``number``, which controller ``index`` opens; returns the last number used."""
         model = self.controllers[index].get("model")
         for slot, function, element in sorted(self.children.get(index, []), key=lambda item: item[:2]):
-            assert model in ("pcie-expander-bus", "pcie-switch-upstream-port") or slot == 0, "one slot below a port"
+            many = ("pcie-root", "pcie-expander-bus", "pcie-switch-upstream-port")
+            assert model in many or slot == 0, "one slot below a port"
             bdf = f"0000:{number:02x}:{slot:02x}.{function}"
             kind = element.get("model") or element.tag
             assert kind in {
+                "pcie-root": {"pcie-root-port"},
                 "pcie-expander-bus": {"pcie-root-port"},
                 "pcie-root-port": {"pcie-switch-upstream-port", "hostdev"},
                 "pcie-switch-upstream-port": {"pcie-switch-downstream-port"},

@@ -74,7 +74,9 @@ def test_memory_is_huge_pages_of_the_cells_nodes() -> None:
     page = root.find("memoryBacking/hugepages/page")
     assert page is not None
     assert page.attrib == {"size": "1048576", "unit": "KiB", "nodeset": "0-1"}
-    assert get(root, "memoryBacking/allocation", "mode") == "immediate"
+    allocation = root.find("memoryBacking/allocation")
+    assert allocation is not None
+    assert allocation.attrib == {"mode": "immediate", "threads": "16"}
     assert root.find("memoryBacking/nosharepages") is not None
     assert root.findtext("memory") == str(100 * GIB // 1024)
     assert get(root, "numatune/memory", "mode") == "strict"
@@ -154,6 +156,24 @@ def test_disk_boot_is_uefi_without_enrolled_keys() -> None:
     assert get(disk, "driver", "type") == "qcow2"
     assert get(disk, "source", "file") == "/images/a.qcow2"
     assert get(disk, "target", "bus") == "virtio"
+
+
+def test_the_disk_has_a_thread_on_the_hosts_cpus_of_the_first_cells_node() -> None:
+    topology = host()
+    for model, gpus in (("full_passthrough", 8), ("shared_nvswitch", 1)):
+        root = emit(gpus, topology, model, boot=DISK)
+        assert root.findtext("iothreads") == "1"
+        assert get(root, "devices/disk/driver", "iothread") == "1"
+        pin = root.find("cputune/iothreadpin")
+        assert pin is not None
+        # The host keeps the first four cores of each node, with both threads.
+        assert pin.attrib == {"iothread": "1", "cpuset": "0-1,96-97"}
+    assert emit().find("iothreads") is None
+    assert emit().find("cputune/iothreadpin") is None
+
+
+def test_few_vcpus_write_memory_with_few_threads() -> None:
+    assert get(emit(vcpus=4), "memoryBacking/allocation", "threads") == "4"
 
 
 def test_properties_reach_every_device_with_their_type() -> None:

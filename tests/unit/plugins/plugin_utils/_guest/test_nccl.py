@@ -267,6 +267,8 @@ def on_root_ports(topology: Topology, layout: Layout, expanders: bool) -> Layout
                 node=node,
                 host=bdf,
                 guest_bdf=f"0000:{at:02x}:{slot:02x}.0",
+                multifunction=False,
+                link=None,
             )
         )
         return made["pcie"][-1]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction, Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import Paths
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import build_tree, bus_numbers
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
@@ -85,7 +85,7 @@ MACHINES: dict[str, Topology] = {
 }
 
 
-def whole(topology: Topology) -> dict[str, Any]:
+def whole(topology: Topology, **more: Any) -> dict[str, Any]:
     gpus = sum(function["role"] == "gpu" for function in topology["pci"])
     nics = sum(function["role"] == "nic" for function in topology["pci"])
     switches = any(function["role"] == "nvswitch" for function in topology["pci"])
@@ -93,7 +93,7 @@ def whole(topology: Topology) -> dict[str, Any]:
         # Dual-port NICs in one IOMMU group count once and go together.
         nics = len({f["iommu_group"] for f in topology["pci"] if f["role"] == "nic"})
     model = "full_passthrough" if switches else "none"
-    (vm,) = make_plan([request("all", gpus, nics=nics)], topology, [], model, "host")["vms"]
+    (vm,) = make_plan([request("all", gpus, **{"nics": nics, **more})], topology, [], model, "host")["vms"]
     vm_: dict[str, Any] = vm
     return vm_
 
@@ -238,3 +238,94 @@ def test_more_functions_than_a_slot_has() -> None:
         functions[bdf] = {**functions["0000:28:00.0"], "bdf": bdf}
     with pytest.raises(TopovirtError, match="9 functions below host port"):
         build_tree(bdfs, functions, {0: 0})
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("mode", ["root_port", "flat"])
+def test_other_modes_have_no_switches_and_keep_addresses_and_order(name: str, mode: str) -> None:
+    topology = MACHINES[name]
+    vm = whole(topology, pcie=mode)
+    guest = Guest(vm["domain_xml"])
+    passed = [f["bdf"] for f in topology["pci"] if f["role"] in ("gpu", "nic", "nvswitch")]
+    assert sorted(guest.hostdevs, key=lambda bdf: guest.hostdevs[bdf].bdf) == passed
+    assert {bdf: spot.bdf for bdf, spot in guest.hostdevs.items()} == {
+        device["bdf"]: device["guest_bdf"] for device in vm["layout"]["devices"]
+    }
+    models = {item["model"] for item in vm["layout"]["pcie"]}
+    assert models == ({"pcie-root-port", "pcie-expander-bus"} if mode == "root_port" else {"pcie-root-port"})
+    slots = {bdf.rpartition(".")[0] for bdf in passed}
+    assert sum(item["model"] == "pcie-root-port" for item in vm["layout"]["pcie"]) == len(slots)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_root_ports_keep_host_bridges_and_nodes(name: str) -> None:
+    topology = MACHINES[name]
+    guest, paths = Guest(whole(topology, pcie="root_port")["domain_xml"]), Paths(topology)
+    for a, b in combinations(guest.hostdevs, 2):
+        host_class = paths.path_class(a, b)
+        same_slot = a.rpartition(".")[0] == b.rpartition(".")[0]
+        expected = host_class if same_slot or host_class in ("NODE", "SYS") else "PHB"
+        assert guest.path_class(a, b) == expected, (a, b)
+
+
+def test_a_flat_guest_is_phb_throughout_and_has_no_nodes() -> None:
+    guest = Guest(whole(host(), pcie="flat")["domain_xml"])
+    assert {guest.path_class(a, b) for a, b in combinations(guest.hostdevs, 2)} == {"PHB", "PIX"}
+    pix = [pair for pair in combinations(guest.hostdevs, 2) if guest.path_class(*pair) == "PIX"]
+    assert all(a.rpartition(".")[0] == b.rpartition(".")[0] for a, b in pix)
+    assert {spot.cell for spot in guest.hostdevs.values()} == {None}
+
+
+def links(topology: Topology, bdf: str = "0000:23:00.0") -> dict[str, str | None] | None:
+    functions = {function["bdf"]: function for function in topology["pci"]}
+    controllers, _devices = build_tree([bdf], functions, {0: 0}, "root_port")
+    assert controllers[0]["link"] is None
+    link = controllers[1]["link"]
+    return None if link is None else {"speed": link["speed"], "width": link["width"]}
+
+
+def test_a_root_port_has_the_link_of_its_device() -> None:
+    topology = host()
+    assert links(topology) == {"speed": "32", "width": "16"}
+    functions = {function["bdf"]: function for function in topology["pci"]}
+    above = functions[functions["0000:23:00.0"]["parent"] or ""]
+    above["link"] = {"max_gtps": 16.0, "max_width": 8}
+    assert links(topology) == {"speed": "16", "width": "8"}
+    functions["0000:23:00.0"]["link"] = {"max_gtps": 2.5, "max_width": 63}
+    assert links(topology) == {"speed": "2_5", "width": "8"}
+    above["link"] = functions["0000:23:00.0"]["link"] = {"max_gtps": None, "max_width": 0}
+    assert links(topology) == {"speed": None, "width": None}
+
+
+@pytest.mark.parametrize("count,slots", [(23, 23), (24, 12), (70, 18), (184, 23)])
+def test_many_devices_of_a_flat_guest_share_slots(count: int, slots: int) -> None:
+    functions = {function["bdf"]: function for function in host()["pci"]}
+    bdfs = [f"0000:{bus:02x}:00.0" for bus in range(1, count + 1)]
+    template = functions["0000:23:00.0"]
+    copies: dict[str, PciFunction] = {bdf: {**template, "bdf": bdf} for bdf in bdfs}
+    controllers, devices = build_tree(bdfs, copies, {}, "flat")
+    places = [(item["slot"], item["function"]) for item in controllers]
+    assert len(set(places)) == count
+    assert len({slot for slot, _function in places}) == slots
+    assert all(8 <= slot <= 0x1E and function < 8 for slot, function in places)
+    for item in controllers:
+        alone = sum(slot == item["slot"] for slot, _function in places) == 1
+        assert item["multifunction"] == (item["function"] == 0 and not alone)
+    assert [device["guest_bdf"] for device in devices] == [f"0000:{bus:02x}:00.0" for bus in range(1, count + 1)]
+
+
+def test_a_flat_guest_has_an_end() -> None:
+    functions = {function["bdf"]: function for function in host()["pci"]}
+    bdfs = [f"0000:{bus:02x}:00.0" for bus in range(1, 186)]
+    copies: dict[str, PciFunction] = {bdf: {**functions["0000:23:00.0"], "bdf": bdf} for bdf in bdfs}
+    with pytest.raises(TopovirtError, match="has 185 devices; a flat guest has room for 184"):
+        build_tree(bdfs, copies, {}, "flat")
+
+
+def test_shared_slots_are_marked_in_the_definition() -> None:
+    gpu = {"functions": [{"endpoint": "gpu"}]}
+    topology = machine([{"bus": 0x20 + 0x20 * half, "node": half, "ports": [gpu] * 12} for half in (0, 1)])
+    root = ET.fromstring(whole(topology, nics=0, pcie="flat")["domain_xml"])
+    addresses = [port.find("address") for port in root.findall("devices/controller[@model='pcie-root-port']")]
+    marks = [(address.get("function"), address.get("multifunction")) for address in addresses if address is not None]
+    assert marks == [("0x0", "on"), ("0x1", None)] * 12

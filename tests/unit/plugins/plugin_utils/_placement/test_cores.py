@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Core
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.cores import as_vcpus, choose_cores, cores_with
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.cores import as_vcpus, cores_with
 
 
 def cores(*caches: int) -> list[Core]:
@@ -17,26 +17,6 @@ def cores(*caches: int) -> list[Core]:
 
 def numbers(chosen: list[Core]) -> list[int | None]:
     return [core["core"] for core in chosen]
-
-
-def test_whole_caches_come_first() -> None:
-    # Two cores of cache 0 are gone already: cache 1 and 2 are whole.
-    free = cores(0, 0, 1, 1, 1, 1, 2, 2, 2, 2)
-    assert numbers(choose_cores(free, 4)) == [2, 3, 4, 5]
-    assert numbers(choose_cores(free, 6)) == [0, 1, 2, 3, 4, 5]
-    assert numbers(choose_cores(free, 10)) == list(range(10))
-
-
-def test_a_part_comes_from_the_smallest_that_holds_it() -> None:
-    free = cores(0, 0, 0, 0, 1, 1, 1)
-    assert numbers(choose_cores(free, 1)) == [4]
-    assert numbers(choose_cores(free, 3)) == [4, 5, 6]
-    assert numbers(choose_cores(free, 5)) == [0, 1, 2, 3, 4]
-
-
-def test_without_known_caches_the_first_are_taken() -> None:
-    free = [{**core, "l3": None} for core in cores(0, 0, 0)]
-    assert numbers(choose_cores(free, 2)) == [0, 1]  # type: ignore[arg-type]
 
 
 def test_vcpus_of_cores() -> None:

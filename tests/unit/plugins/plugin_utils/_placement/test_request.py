@@ -22,6 +22,7 @@ def test_everything_left_out_is_auto() -> None:
     assert parsed.boot == KernelBoot("/images/vmlinuz", "/images/initrd", "console=ttyS0")
     assert parsed.hostdev_properties == {}
     assert parsed.pv_eoi is None
+    assert (parsed.pcie, parsed.gpu_p2p) == ("mirror", False)
 
 
 def test_explicit_values() -> None:
@@ -30,6 +31,13 @@ def test_explicit_values() -> None:
     assert (parsed.nics, parsed.vcpus, parsed.memory_bytes) == (2, 6, 120 << 30)
     assert parsed.boot == DiskBoot("/images/a.raw", "raw")
     assert parsed.asked == {"gpus": 1, "nics": 2, "vcpus": 6, "memory": "120GiB"}
+
+
+@pytest.mark.parametrize("mode", ["mirror", "root_port", "flat"])
+def test_modes_of_the_pcie_tree(mode: str) -> None:
+    (parsed,) = parse_requests([request("a", 1, pcie=mode, gpu_p2p=True)])
+    assert (parsed.pcie, parsed.gpu_p2p) == (mode, True)
+    assert parsed.asked == {"gpus": 1, "pcie": mode, "gpu_p2p": True}
 
 
 def test_disk_format_is_qcow2_when_left_out() -> None:
@@ -79,6 +87,9 @@ def test_sizes(size: str, expected: int) -> None:
         ("hostdev_properties", {"X;": True}),
         ("hostdev_properties", {"x-no-mmap": None}),
         ("pv_eoi", "off"),
+        ("pcie", "switches"),
+        ("pcie", None),
+        ("gpu_p2p", "on"),
         ("gpu", 4),
     ],
 )

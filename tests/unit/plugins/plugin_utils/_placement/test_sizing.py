@@ -12,7 +12,6 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory 
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request, parse_requests
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing import (
-    MAX_APIC_ID,
     Size,
     max_apic_id,
     size_of,
@@ -121,17 +120,34 @@ def wide(cores_per_node: int) -> Topology:
     return topology
 
 
-def test_auto_stays_within_apic_ids() -> None:
-    size = size_of(one(), Policy(), take_stock(wide(96), []), [*NODE0, *NODE1])
-    # Two sockets of 64 cores with two threads would reach id 255.
+@pytest.mark.parametrize("libvirt,vendor", [("10.6.0", "GenuineIntel"), ("11.3.0", "AuthenticAMD")])
+def test_auto_stays_within_xapic_where_more_may_cost_something(libvirt: str, vendor: str) -> None:
+    topology = wide(96)
+    topology["software"]["libvirt"] = libvirt
+    topology["host"]["cpu_vendor"] = vendor
+    size = size_of(one(), Policy(), take_stock(topology, []), [*NODE0, *NODE1])
+    # Two sockets of 64 cores with two threads would reach id 255, the broadcast address.
     assert size.cores == {0: 63, 1: 63}
-    assert max_apic_id(2, 63, 2) <= MAX_APIC_ID < max_apic_id(2, 64, 2)
+    assert max_apic_id(2, 63, 2) <= 254 < max_apic_id(2, 64, 2)
     assert "APIC" in size.warnings[0]
 
 
-def test_explicit_vcpus_beyond_apic_ids_are_refused() -> None:
-    problems = size_of(one(vcpus=300), Policy(), take_stock(wide(96), []), [*NODE0, *NODE1]).problems
-    assert any("APIC" in problem for problem in problems)
+def test_auto_takes_all_cores_where_interrupts_can_be_remapped_alone() -> None:
+    topology = wide(96)
+    topology["software"]["libvirt"], topology["software"]["qemu"] = "10.7.0", "9.1.0"
+    size = size_of(one(), Policy(), take_stock(topology, []), [*NODE0, *NODE1])
+    assert (size.cores, size.warnings) == ({0: 94, 1: 94}, ())
+
+
+@pytest.mark.parametrize(
+    "libvirt,qemu,refused",
+    [("3.3.0", "2.12.0", True), ("9.0.0", "7.2.22", True), ("9.0.0", "8.1.0", False), (None, None, False)],
+)
+def test_explicit_vcpus_beyond_apic_ids_are_refused(libvirt: str | None, qemu: str | None, refused: bool) -> None:
+    topology = wide(96)
+    topology["software"]["libvirt"], topology["software"]["qemu"] = libvirt, qemu
+    problems = size_of(one(vcpus=300), Policy(), take_stock(topology, []), [*NODE0, *NODE1]).problems
+    assert any("APIC" in problem for problem in problems) == refused
 
 
 NEAREST = {0: (0, 1, 2), 1: (1, 0, 2), 2: (2, 1, 0)}
