@@ -18,7 +18,7 @@ from tests.tools import workspace
 from tests.twin import description, recorded
 
 VMS = {"gpu_vms": [{"name": "a", "gpus": 2, "image": "rhel-9"}, {"name": "b", "gpus": 64}]}
-FILES = ["a.domain.xml", "a.nccl.xml", "a.spec.json", "a.svg", "plan.json"]
+FILES = ["_host.svg", "a.domain.xml", "a.nccl.xml", "a.spec.json", "a.svg", "plan.json"]
 
 
 def plan(place: Path, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:

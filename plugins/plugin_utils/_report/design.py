@@ -22,9 +22,12 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric imp
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import parse_policy, parse_requests
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.guest_svg import draw_guest
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.svg import draw_host
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._vms.requests import resolve
 
 SCHEMA = 1
+# No VM's name begins so.
+HOST_PICTURE = "_host.svg"
 # Stands for the image of a VM that names none, or one of which nothing else is known.
 ASSUMED_IMAGE = {"disk": "assumed"}
 # A capture leaves out what speaks of a host's users (mounts, routes, open files).
@@ -98,6 +101,10 @@ def _requests(
     return requests, [str(item.get("name")) for item in named if item.get("image") in assumed]
 
 
+def _text(picture: ET.Element) -> str:
+    return ET.tostring(picture, encoding="unicode") + "\n"
+
+
 def _as_json(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
@@ -122,7 +129,7 @@ def _spec(vm: Mapping[str, Any], topology: Topology, assumed: bool) -> tuple[dic
         "warnings": vm["warnings"],
     }
     picture = draw_guest(vm["name"], topology, vm["layout"], guest, f"pairs equal: {told}")
-    return spec, ET.tostring(picture, encoding="unicode") + "\n"
+    return spec, _text(picture)
 
 
 def _summary(vm: Mapping[str, Any], spec: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
@@ -179,10 +186,13 @@ def design(
         }
         files.update(own)
         summaries.append(_summary(vm, spec, list(own)))
+    tenants = [parse_domain(vm["domain_xml"]) for vm in placed]
+    files[HOST_PICTURE] = _text(draw_host(topology, tenants))
     plan = {
         "schema": SCHEMA,
         "basis": "planned",
         "host": name,
+        "picture": HOST_PICTURE,
         "fabric_model": fabric_model,
         "placed": summaries,
         "refused": refused,

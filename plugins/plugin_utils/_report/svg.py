@@ -368,29 +368,22 @@ def _fabric(parent: ET.Element, y: float, topology: Topology, domains: Sequence[
         )
         text_at(parent, left + side / 2, y + 45, f"M{module}", 12, text_anchor="middle", font_weight="bold")
         text_at(parent, left + side / 2, y + 58, short_bdf(function["bdf"]), 9, text_anchor="middle", font_family=MONO)
+    lanes: list[float] = []  # where the last bracket of each line of brackets ends
+    brackets: list[tuple[float, float, str, str]] = []
     for domain in domains:
         partition = (domain["metadata"] or {}).get("partition")
         own = sorted(place[module] for module, f in modules.items() if f["bdf"] in domain["hostdevs"])
         if partition is not None and own:
-            line = owners.vms[domain["name"]].line
-            add(
-                parent,
-                "path",
-                d=f"M{own[0]:g},{y + 69:g} v5 H{own[-1] + side:g} v-5",
-                fill="none",
-                stroke=line,
-                stroke_width=1.5,
-            )
-            text_at(
-                parent,
-                (own[0] + own[-1] + side) / 2,
-                y + 88,
-                f"{domain['name']}: NVLink partition {partition}",
-                11,
-                text_anchor="middle",
-                fill=line,
-            )
-    return 98
+            label = f"{domain['name']}: NVLink partition {partition}"
+            brackets.append((own[0], own[-1] + side, label, owners.vms[domain["name"]].line))
+    for left, right, label, line in sorted(brackets):
+        middle, half = (left + right) / 2, max((right - left) / 2, len(label) * 3.2)
+        lane = next((number for number, end in enumerate(lanes) if end < middle - half), len(lanes))
+        lanes[lane : lane + 1] = [middle + half]
+        top = y + 69 + 26 * lane
+        add(parent, "path", d=f"M{left:g},{top:g} v5 H{right:g} v-5", fill="none", stroke=line, stroke_width=1.5)
+        text_at(parent, middle, top + 19, label, 11, text_anchor="middle", fill=line)
+    return 98 + 26 * max(0, len(lanes) - 1)
 
 
 def _legend(parent: ET.Element, y: float, owners: Owners) -> float:

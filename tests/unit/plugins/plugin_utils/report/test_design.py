@@ -29,7 +29,8 @@ def vms(*sizes: int, **more: Any) -> list[dict[str, Any]]:
 def test_a_vm_has_four_files_and_the_plan_names_them() -> None:
     made = design(HOST, vms(4, image="rhel-9", state="running"), "shared_nvswitch", name="gpu-01")
     (placed,) = made["plan"]["placed"]
-    assert sorted([*placed["files"], "plan.json"]) == sorted(made["files"])
+    assert sorted([*placed["files"], made["plan"]["picture"], "plan.json"]) == sorted(made["files"])
+    assert "VM vm0" in made["files"]["_host.svg"]
     assert json.loads(made["files"]["plan.json"]) == made["plan"]
     assert (placed["devices"], placed["nodes"], placed["partition"]) == ({"gpu": 4, "nic": 4}, [0], 1)
     assert placed["fidelity"]["paths"] == {"equal": 28, "pairs": 28}
