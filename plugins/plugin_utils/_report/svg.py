@@ -376,12 +376,12 @@ def _fabric(parent: ET.Element, y: float, topology: Topology, domains: Sequence[
         if partition is not None and own:
             label = f"{domain['name']}: NVLink partition {partition}"
             brackets.append((own[0], own[-1] + side, label, owners.vms[domain["name"]].line))
-    for left, right, label, line in sorted(brackets):
-        middle, half = (left + right) / 2, max((right - left) / 2, len(label) * 3.2)
-        lane = next((number for number, end in enumerate(lanes) if end < middle - half), len(lanes))
+    for start, end, label, line in sorted(brackets):
+        middle, half = (start + end) / 2, max((end - start) / 2, len(label) * 3.2)
+        lane = next((number for number, last in enumerate(lanes) if last < middle - half), len(lanes))
         lanes[lane : lane + 1] = [middle + half]
         top = y + 69 + 26 * lane
-        add(parent, "path", d=f"M{left:g},{top:g} v5 H{right:g} v-5", fill="none", stroke=line, stroke_width=1.5)
+        add(parent, "path", d=f"M{start:g},{top:g} v5 H{end:g} v-5", fill="none", stroke=line, stroke_width=1.5)
         text_at(parent, middle, top + 19, label, 11, text_anchor="middle", fill=line)
     return 98 + 26 * max(0, len(lanes) - 1)
 
