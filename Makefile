@@ -2,7 +2,7 @@
 PYTHON := /usr/bin/python3
 MACHINE ?= hgx-h200
 .DEFAULT_GOAL := help
-.PHONY: help python setup test bench demo scenario scenarios
+.PHONY: help python setup test bench fidelity demo scenario scenarios
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-16s %s\n' "$$name" "$$what"; done
@@ -23,6 +23,9 @@ demo: python ## the whole job on an emulated server; MACHINE=hgx-h200, KEEP=1 le
 
 bench: setup ## what reader and placement cost beside others, rubbish that is survived; last line: the JSON file
 	@$(PYTHON) -m tests.tools.inside tests.bench
+
+fidelity: setup ## machine x size: what guests should see of the host's paths, mirrored and flat; last line: the JSON file
+	@$(PYTHON) -m tests.tools.inside tests.fidelity table
 
 scenario: python ## one molecule scenario alone: NAME=default, NAME=hgx-h200
 	@$(PYTHON) -m tests.tools.prepare --emulate

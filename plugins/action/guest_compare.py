@@ -19,6 +19,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "guest_topology": {"type": "dict", "required": True},
     "identity": {"type": "dict", "required": True},
     "node_map": {"type": "dict", "required": True},
+    "cpu_map": {"type": "dict"},
     "fail": {"type": "bool", "default": True},
 }
 
@@ -38,7 +39,10 @@ class ActionModule(ActionBase):
                 as_topology(arguments["topology"], "topology"),
                 as_topology(arguments["guest_topology"], "guest_topology"),
                 arguments["identity"],
-                _node_map(arguments["node_map"]),
+                _numbers(arguments["node_map"], "node_map", "guest cells to host nodes"),
+                None
+                if arguments["cpu_map"] is None
+                else _numbers(arguments["cpu_map"], "cpu_map", "vCPUs to host CPUs"),
             )
         except TopovirtError as error:
             raise AnsibleActionFail(str(error)) from None
@@ -46,19 +50,19 @@ class ActionModule(ActionBase):
             changed=False,
             comparison=comparison,
             msg=describe(comparison),
-            failed=arguments["fail"] and not comparison["equal"],
+            failed=arguments["fail"] and not (comparison["equal"] and comparison["cpus_equal"] is not False),
         )
         return result
 
 
-def _node_map(value: dict[str, Any]) -> dict[int | str, int]:
+def _numbers(value: dict[str, Any], name: str, what: str) -> dict[int | str, int]:
     """
-    :raises TopovirtError: when a cell or node is not a number, with all of them.
+    :raises TopovirtError: when a key or a value is not a number, with all of them.
     """
-    wrong = [f"{cell}: {node}" for cell, node in value.items() if not (cell.isdecimal() and str(node).isdecimal())]
+    wrong = [f"{key}: {number}" for key, number in value.items() if not (key.isdecimal() and str(number).isdecimal())]
     if wrong:
         raise TopovirtError(
-            f"node_map is not a map of guest cells to host nodes: {', '.join(wrong)}.",
-            "Give what topovirt.kvm.guest_capture returns as node_map.",
+            f"{name} is not a map of {what}: {', '.join(wrong)}.",
+            f"Give what topovirt.kvm.guest_capture returns as {name}.",
         )
-    return {int(cell): int(node) for cell, node in value.items()}
+    return {int(key): int(number) for key, number in value.items()}

@@ -71,6 +71,7 @@ EXAMPLES = r"""
     guest_topology: "{{ captured.guest_topology }}"
     identity: "{{ captured.identity }}"
     node_map: "{{ captured.node_map }}"
+    cpu_map: "{{ captured.cpu_map }}"
 """
 
 RETURN = r"""
@@ -88,6 +89,11 @@ node_map:
   returned: success
   type: dict
   sample: {'0': 0, '1': 1}
+cpu_map:
+  description: vCPU to host CPU. A vCPU that is not pinned to exactly one CPU is not in it.
+  returned: success
+  type: dict
+  sample: {'0': 2, '1': 98}
 """
 
 from pathlib import Path

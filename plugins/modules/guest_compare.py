@@ -13,7 +13,10 @@ author:
   - the topovirt.kvm authors (@topovirt)
 description:
   - For every pair of devices that a VM owns, the path class in the guest (LOC, PIX, PXB, PHB, NODE, SYS) must be the
-    one on the host, and for every device the NUMA node, under the map of guest cells to host nodes.
+    one on the host, and for every device its link and the NUMA node, under the map of guest cells to host nodes. So
+    must the distances of nodes. With O(cpu_map), vCPUs must share a core, an L3 cache or a node where their CPUs do.
+  - Says how true the guest is as a figure, pairs that are equal of all pairs, and why it is not, as far as both
+    topologies tell.
   - Fails with the list of differences when anything differs.
   - Runs on the controller and needs no connection.
 options:
@@ -33,6 +36,9 @@ options:
     description: Guest cell to host node. Two cells on one node are a difference, as are guest nodes without an entry.
     type: dict
     required: true
+  cpu_map:
+    description: vCPU to the host CPU that it is pinned to. Without it CPUs are not compared.
+    type: dict
   fail:
     description: Whether a difference fails the task.
     type: bool
@@ -70,6 +76,7 @@ EXAMPLES = r"""
     guest_topology: "{{ captured.guest_topology }}"
     identity: "{{ captured.identity }}"
     node_map: "{{ captured.node_map }}"
+    cpu_map: "{{ captured.cpu_map }}"
 """
 
 RETURN = r"""
@@ -83,8 +90,17 @@ comparison:
   type: dict
   contains:
     equal:
-      description: Whether nothing differs.
+      description: Whether nothing of devices and nodes differs.
       type: bool
+    cpus_equal:
+      description: Whether nothing of CPUs differs; null without O(cpu_map).
+      type: bool
+    fidelity:
+      description:
+        - How many pairs are equal, of how many. V(paths) counts pairs of passed-through devices, those that the guest
+          lost included; V(siblings) and V(l3) pairs of vCPUs, null where that was not compared.
+      type: dict
+      sample: {paths: {equal: 190, pairs: 190}, siblings: {equal: 15400, pairs: 15400}, l3: null}
     devices:
       description: Number of devices that are on both sides.
       type: int
@@ -103,6 +119,23 @@ comparison:
       type: list
       elements: dict
       sample: [{bdf: '0000:23:00.0', host_node: 0, guest_node: 1, expected_guest_node: 0}]
+    link_differences:
+      description: Devices whose own link has another maximum in the guest.
+      type: list
+      elements: dict
+      sample: [{bdf: '0000:23:00.0', host: {max_gtps: 32.0, max_width: 16}, guest: {max_gtps: 32.0, max_width: 8}}]
+    distance_differences:
+      description: Guest nodes that are not as far from each other as their host nodes.
+      type: list
+      elements: dict
+      sample: [{a: 0, b: 1, host: 21, guest: 20}]
+    cpu_differences:
+      description:
+        - vCPUs that share something on one side only. V(relation) is V(siblings), V(l3) or V(node), V(guest) and
+          V(host) are how each side groups them, for V(node) the numbers of the nodes.
+      type: list
+      elements: dict
+      sample: [{relation: l3, vcpus: 0-7, guest: [0-7], host: [0-3, 4-7]}]
     missing:
       description: Devices that the topology of the side V(host) or V(guest) does not have.
       type: list
@@ -116,6 +149,20 @@ comparison:
       description: Why O(node_map) cannot be right.
       type: list
       elements: str
+    cpu_map_errors:
+      description: Why O(cpu_map) cannot be right.
+      type: list
+      elements: str
+    causes:
+      description:
+        - Why devices differ, as far as both topologies tell it, with the number of V(pairs) that differ for it and the
+          addresses of the V(devices) on the host.
+      type: list
+      elements: dict
+      sample:
+        - cause: 0000:24:00.0 and 0000:94:00.0 have changed places
+          pairs: 4
+          devices: ['0000:24:00.0', '0000:94:00.0']
     matrix:
       description: Path classes on both sides, rows and columns in the V(order) of host addresses.
       type: dict

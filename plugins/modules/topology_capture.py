@@ -13,7 +13,7 @@ author:
   - the topovirt.kvm authors (@topovirt)
 description:
   - Writes an archive of exactly the files below V(/sys), V(/proc) and V(/etc) that M(topovirt.kvm.topology_info) needs
-    to read the machine. Unpacked anywhere, O(topovirt.kvm.topology_info#module:root) reads it back.
+    to read the machine. As it is, or unpacked anywhere, O(topovirt.kvm.topology_info#module:root) reads it back.
   - What names a machine is left out unless O(identifiers) is set. Values of kernel parameters that have nothing to do
     with topology, isolation or passthrough are replaced by V(hidden), the id of the boot by zeros, vital product data
     by the mark of a fabric bridge or nothing, interfaces named after their address by a running number.

@@ -19,6 +19,7 @@ options:
     description:
       - Directory below which V(/sys), V(/proc), V(/etc) and V(/var) are read.
       - Another directory than V(/) makes a recorded tree or a chroot the machine; no command is run then.
+      - An archive that M(topovirt.kvm.topology_capture) made is read like the machine that it was made on.
     type: path
     default: /
   module_ids:

@@ -1,10 +1,11 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The pictures in the docs, from recorded trees: an HGX H200 with two tenants as planned, and an empty DGX-2.
+"""The pictures in the docs, from recorded trees: an HGX H200 with two tenants as planned, a guest of four GPUs beside
+its part of that host, and an empty DGX-2.
 
-``python -m tests.tools.picture`` writes them (docs/host.svg, docs/dgx-2.svg); a test holds the committed ones against
-it. With a file that ends in .html it writes the whole report page of the two tenants there.
+``python -m tests.tools.picture`` writes them (docs/host.svg, docs/guest.svg, docs/dgx-2.svg); a test holds the
+committed ones against it. With a file that ends in .html it writes the whole report page of the two tenants there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains impo
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.design import design
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.html import report
 
 from tests.tools import workspace
@@ -58,7 +60,16 @@ def two_tenants_of_hgx_h200() -> str:
     return topology_svg(topology, domains)
 
 
-PICTURES: dict[str, Callable[[], str]] = {"docs/host.svg": two_tenants_of_hgx_h200, "docs/dgx-2.svg": dgx_2}
+def guest_of_hgx_h200() -> str:
+    topology, _domains = two_tenants("real")
+    return design(topology, [{"name": TENANTS[0], "gpus": 4}], "shared_nvswitch")["files"][f"{TENANTS[0]}.svg"]
+
+
+PICTURES: dict[str, Callable[[], str]] = {
+    "docs/host.svg": two_tenants_of_hgx_h200,
+    "docs/guest.svg": guest_of_hgx_h200,
+    "docs/dgx-2.svg": dgx_2,
+}
 
 
 def main() -> int:

@@ -42,6 +42,7 @@ class GuestCapture(TypedDict):
     guest_topology: Topology
     identity: Dict[str, str]  # host BDF -> guest BDF
     node_map: Dict[str, int]  # guest cell -> host node
+    cpu_map: Dict[str, int]  # vCPU -> host CPU
 
 
 class AgentSilent(Exception):
@@ -93,16 +94,24 @@ def read_node_map(domain_xml: str) -> Dict[str, int]:
     """
     root = ET.fromstring(domain_xml)
     whole = root.find("numatune/memory")
-    default = _only_node(None if whole is None else whole.get("nodeset"))
-    bound = {node.get("cellid"): _only_node(node.get("nodeset")) for node in root.iterfind("numatune/memnode")}
+    default = _only_one(None if whole is None else whole.get("nodeset"))
+    bound = {node.get("cellid"): _only_one(node.get("nodeset")) for node in root.iterfind("numatune/memnode")}
     cells = [cell.get("id") for cell in root.iterfind("cpu/numa/cell")] or ["0"]
     found = {cell: bound.get(cell, default) for cell in cells if cell is not None}
     return {cell: node for cell, node in found.items() if node is not None}
 
 
-def _only_node(nodeset: Optional[str]) -> Optional[int]:
-    nodes = parse_cpulist(nodeset or "")
-    return nodes[0] if len(nodes) == 1 else None
+def read_cpu_map(domain_xml: str) -> Dict[str, int]:
+    """vCPU -> host CPU from the live domain's pins. A vCPU that may run on several CPUs, or on any, is left out."""
+    pins = ET.fromstring(domain_xml).iterfind("cputune/vcpupin")
+    found = {pin.get("vcpu", ""): _only_one(pin.get("cpuset")) for pin in pins}
+    return {vcpu: cpu for vcpu, cpu in found.items() if cpu is not None}
+
+
+def _only_one(numbers: Optional[str]) -> Optional[int]:
+    """The number of a list of one."""
+    listed = parse_cpulist(numbers or "")
+    return listed[0] if len(listed) == 1 else None
 
 
 def wait_for_agent(
@@ -198,6 +207,7 @@ def read_guest(
         guest_topology=topology,
         identity=read_identity(domain_xml, answer.get("return", [])),
         node_map=read_node_map(domain_xml),
+        cpu_map=read_cpu_map(domain_xml),
     )
 
 

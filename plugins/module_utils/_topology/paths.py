@@ -68,9 +68,13 @@ class Paths:
     def _is_switch(self, bdf: str) -> bool:
         return self._functions[bdf]["kind"] in _SWITCH_KINDS
 
+    def ports(self, bdf: str) -> Tuple[str, ...]:
+        """Bridges of every kind above a function, nearest first."""
+        return self._above(self.function(bdf)["parent"])
+
     def switches(self, bdf: str) -> List[str]:
         """Upstream ports (and plain bridges) above a function, nearest first."""
-        return [bridge for bridge in self._above(self.function(bdf)["parent"]) if self._is_switch(bridge)]
+        return [bridge for bridge in self.ports(bdf) if self._is_switch(bridge)]
 
     def ports_between(self, a: str, b: str) -> List[str]:
         """Root and downstream ports on the path between two functions, below the switch or host bridge where it turns.

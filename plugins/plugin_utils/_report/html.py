@@ -14,6 +14,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.compare imp
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import PciFunction, Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.owners import Owners, gib, short_bdf
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.svg import ROLE_NAMES, draw_host, kind_name
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._vms.text import fidelity_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, 'DejaVu Sans', 'Segoe UI', Helvetica, Arial, sans-serif; color: #1f2933;
@@ -142,7 +143,9 @@ def _comparison(body: ET.Element, vm: str, result: Comparison, functions: Mappin
         _add(body, "p", counted + "every path and every NUMA node is what the host has.", class_="good")
     else:
         _add(body, "p", counted + "the guest does not see what the host has.", class_="bad")
-    reasons = [*result["identity_errors"], *result["node_map_errors"]]
+    _add(body, "p", "; ".join(fidelity_text(result)))
+    reasons = [cause["cause"] for cause in result["causes"]]
+    reasons += [*result["identity_errors"], *result["node_map_errors"]]
     reasons += [
         f"{_named(functions.get(gone['bdf']), gone['bdf'])} is missing in the {gone['side']}"
         for gone in result["missing"]

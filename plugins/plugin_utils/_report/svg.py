@@ -42,7 +42,7 @@ def kind_name(function: PciFunction) -> str:
     return ROLE_NAMES.get(function["role"] or "") or bases.get((function["class"] or "")[:2], "Device")
 
 
-def _add(parent: ET.Element, tag: str, text: str = "", **attributes: object) -> ET.Element:
+def add(parent: ET.Element, tag: str, text: str = "", **attributes: object) -> ET.Element:
     """Append an SVG element; underscores in names become dashes, as SVG spells them."""
     names = {
         name.rstrip("_").replace("_", "-"): f"{value:g}" if isinstance(value, float) else str(value)
@@ -54,8 +54,8 @@ def _add(parent: ET.Element, tag: str, text: str = "", **attributes: object) -> 
     return element
 
 
-def _text(parent: ET.Element, x: float, y: float, text: str, size: int = 12, **attributes: object) -> ET.Element:
-    return _add(parent, "text", text, **{"x": x, "y": y, "font_size": size, "fill": INK, **attributes})
+def text_at(parent: ET.Element, x: float, y: float, text: str, size: int = 12, **attributes: object) -> ET.Element:
+    return add(parent, "text", text, **{"x": x, "y": y, "font_size": size, "fill": INK, **attributes})
 
 
 @dataclass
@@ -69,9 +69,9 @@ class Card:
 
     def draw(self, parent: ET.Element, x: float, y: float) -> None:
         function, owner = self.function, self.owner
-        group = _add(parent, "g")
-        _add(group, "title", _described(function, owner))
-        _add(
+        group = add(parent, "g")
+        add(group, "title", _described(function, owner))
+        add(
             group,
             "rect",
             x=x,
@@ -84,10 +84,10 @@ class Card:
             stroke_width=1.5 if owner.kind == "vm" else 1,
         )
         if owner.kind == "host":
-            _add(group, "rect", x=x, y=y, width=self.width, height=self.height, rx=5, fill="url(#host-use)")
-        _text(group, x + 8, y + 17, kind_name(function), 12, font_weight="bold")
+            add(group, "rect", x=x, y=y, width=self.width, height=self.height, rx=5, fill="url(#host-use)")
+        text_at(group, x + 8, y + 17, kind_name(function), 12, font_weight="bold")
         if function["module_id"] is not None:
-            _add(
+            add(
                 group,
                 "rect",
                 x=x + self.width - 30,
@@ -98,10 +98,10 @@ class Card:
                 fill="#ffffff",
                 stroke=owner.line,
             )
-            _text(group, x + self.width - 18, y + 16, f"M{function['module_id']}", 10, text_anchor="middle")
-        _text(group, x + 8, y + 33, short_bdf(function["bdf"]), 12, font_family=MONO)
+            text_at(group, x + self.width - 18, y + 16, f"M{function['module_id']}", 10, text_anchor="middle")
+        text_at(group, x + 8, y + 33, short_bdf(function["bdf"]), 12, font_family=MONO)
         note = (function["names"] or [function["driver"] or "no driver"])[0]
-        _text(group, x + 8, y + 48, note[:14], 10, fill=FAINT)
+        text_at(group, x + 8, y + 48, note[:14], 10, fill=FAINT)
 
 
 @dataclass
@@ -136,7 +136,7 @@ class Box:
 
     def draw(self, parent: ET.Element, x: float, y: float) -> None:
         dash = {"stroke_dasharray": "5 3"} if self.dashed else {}
-        _add(
+        add(
             parent,
             "rect",
             x=x,
@@ -148,7 +148,7 @@ class Box:
             stroke=self.line,
             **dash,
         )
-        _text(parent, x + PAD, y + 16, self.label, self.size, fill=FAINT)
+        text_at(parent, x + PAD, y + 16, self.label, self.size, fill=FAINT)
         for item, (item_x, item_y) in zip(self.items, self.places, strict=True):
             item.draw(parent, x + item_x, y + item_y)
 
@@ -238,7 +238,7 @@ def _cpu_strip(parent: ET.Element, x: float, y: float, room: float, threads: lis
         top = y + number // columns * (deepest * (side + 1) + 5)
         for row, cpu in enumerate(core):
             owner = owners.of_cpu(cpu)
-            square = _add(
+            square = add(
                 parent,
                 "rect",
                 x=left,
@@ -250,9 +250,9 @@ def _cpu_strip(parent: ET.Element, x: float, y: float, room: float, threads: lis
                 stroke=owner.line,
                 stroke_width=0.8,
             )
-            _add(square, "title", f"CPU {cpu}: {owner.name if owner.kind == 'vm' else 'in no VM'}")
+            add(square, "title", f"CPU {cpu}: {owner.name if owner.kind == 'vm' else 'in no VM'}")
             if side >= 20:
-                _text(
+                text_at(
                     parent, left + side / 2, top + row * (side + 1) + 14, str(cpu), 10, text_anchor="middle", fill=FAINT
                 )
     rows = -(-len(threads) // columns)
@@ -262,17 +262,23 @@ def _cpu_strip(parent: ET.Element, x: float, y: float, room: float, threads: lis
 def _memory_bar(
     parent: ET.Element, x: float, y: float, room: float, node: Node, domains: Sequence[Allocation], owners: Owners
 ) -> None:
-    _add(parent, "rect", x=x, y=y, width=room, height=14, rx=3, fill=NOBODY.fill, stroke=NOBODY.line)
+    add(parent, "rect", x=x, y=y, width=room, height=14, rx=3, fill=NOBODY.fill, stroke=NOBODY.line)
     left = x
     for domain in domains:
         share = domain["memory_by_node"].get(str(node["id"]), 0) / max(node["memory_bytes"] or 0, 1)
         if share:
             owner = owners.vms[domain["name"]]
-            part = _add(
+            part = add(
                 parent, "rect", x=left, y=y, width=min(share, 1) * room, height=14, fill=owner.fill, stroke=owner.line
             )
-            _add(part, "title", f"{domain['name']}: {gib(domain['memory_by_node'][str(node['id'])])}")
+            add(part, "title", f"{domain['name']}: {gib(domain['memory_by_node'][str(node['id'])])}")
             left += min(share, 1) * room
+
+
+def _memory(node: Node) -> str:
+    """Size and huge pages; a guest of which nothing runs yet has no pages to tell of."""
+    size = f"{gib(node['memory_bytes'] or 0)} memory"
+    return f"{size} · {_pages(node)}" if node["hugepages"] else size
 
 
 def _pages(node: Node) -> str:
@@ -283,13 +289,13 @@ def _pages(node: Node) -> str:
     return "; ".join(parts) or "no huge pages"
 
 
-def _node_of_bridge(functions: list[PciFunction]) -> int | None:
+def node_of_bridge(functions: list[PciFunction]) -> int | None:
     """The node that most of a host bridge's endpoints name."""
     named = [f["numa_node"] for f in functions if f["kind"] == "endpoint" and f["numa_node"] is not None]
     return max(sorted(set(named)), key=named.count) if named else None
 
 
-def _panel(
+def panel(
     topology: Topology, node: Node | None, boxes: list[Box], room: float, domains: Sequence[Allocation], owners: Owners
 ) -> tuple[float, Callable[[ET.Element, float, float, float], None]]:
     """Height of a node's panel, and what draws it when its place is known."""
@@ -303,16 +309,16 @@ def _panel(
     top = 34 + (strip + 46 if node is not None else 0)
 
     def draw(parent: ET.Element, x: float, y: float, height: float) -> None:
-        _add(parent, "rect", x=x, y=y, width=room, height=height, rx=9, fill="#eef2f6", stroke="#7b8794")
+        add(parent, "rect", x=x, y=y, width=room, height=height, rx=9, fill="#eef2f6", stroke="#7b8794")
         if node is None:
-            _text(parent, x + PAD, y + 23, "no NUMA node", 15, font_weight="bold")
+            text_at(parent, x + PAD, y + 23, "no NUMA node", 15, font_weight="bold")
         else:
             packages = {core["package"] for core in topology["cores"] if core["node"] == node["id"]}
             sockets = ", ".join(
                 str(package) for package in sorted(package for package in packages if package is not None)
             )
-            _text(parent, x + PAD, y + 23, f"NUMA node {node['id']}", 15, font_weight="bold")
-            _text(
+            text_at(parent, x + PAD, y + 23, f"NUMA node {node['id']}", 15, font_weight="bold")
+            text_at(
                 parent,
                 x + PAD + 118,
                 y + 23,
@@ -321,11 +327,11 @@ def _panel(
                 fill=FAINT,
             )
             _cpu_strip(parent, x + PAD, y + 34, inner, head, owners)
-            _text(
+            text_at(
                 parent,
                 x + PAD,
                 y + 34 + strip + 13,
-                f"{gib(node['memory_bytes'] or 0)} memory · {_pages(node)}",
+                _memory(node),
                 12,
                 fill=FAINT,
             )
@@ -340,7 +346,7 @@ def _fabric(parent: ET.Element, y: float, topology: Topology, domains: Sequence[
     modules = {module: f for f in topology["pci"] if f["role"] == "gpu" and (module := f["module_id"]) is not None}
     if not modules:
         return 0
-    _text(parent, MARGIN, y + 18, "GPU modules in the order of the baseboard", 13, font_weight="bold")
+    text_at(parent, MARGIN, y + 18, "GPU modules in the order of the baseboard", 13, font_weight="bold")
     side = 54
     place: dict[int, float] = {}
     for number, module in enumerate(sorted(modules)):
@@ -348,7 +354,7 @@ def _fabric(parent: ET.Element, y: float, topology: Topology, domains: Sequence[
         owner = owners.of_device(function)
         left = MARGIN + number * (side + 8)
         place[module] = left
-        _add(
+        add(
             parent,
             "rect",
             x=left,
@@ -360,31 +366,24 @@ def _fabric(parent: ET.Element, y: float, topology: Topology, domains: Sequence[
             stroke=owner.line,
             stroke_width=1.5,
         )
-        _text(parent, left + side / 2, y + 45, f"M{module}", 12, text_anchor="middle", font_weight="bold")
-        _text(parent, left + side / 2, y + 58, short_bdf(function["bdf"]), 9, text_anchor="middle", font_family=MONO)
+        text_at(parent, left + side / 2, y + 45, f"M{module}", 12, text_anchor="middle", font_weight="bold")
+        text_at(parent, left + side / 2, y + 58, short_bdf(function["bdf"]), 9, text_anchor="middle", font_family=MONO)
+    lanes: list[float] = []  # where the last bracket of each line of brackets ends
+    brackets: list[tuple[float, float, str, str]] = []
     for domain in domains:
         partition = (domain["metadata"] or {}).get("partition")
         own = sorted(place[module] for module, f in modules.items() if f["bdf"] in domain["hostdevs"])
         if partition is not None and own:
-            line = owners.vms[domain["name"]].line
-            _add(
-                parent,
-                "path",
-                d=f"M{own[0]:g},{y + 69:g} v5 H{own[-1] + side:g} v-5",
-                fill="none",
-                stroke=line,
-                stroke_width=1.5,
-            )
-            _text(
-                parent,
-                (own[0] + own[-1] + side) / 2,
-                y + 88,
-                f"{domain['name']}: NVLink partition {partition}",
-                11,
-                text_anchor="middle",
-                fill=line,
-            )
-    return 98
+            label = f"{domain['name']}: NVLink partition {partition}"
+            brackets.append((own[0], own[-1] + side, label, owners.vms[domain["name"]].line))
+    for start, end, label, line in sorted(brackets):
+        middle, half = (start + end) / 2, max((end - start) / 2, len(label) * 3.2)
+        lane = next((number for number, last in enumerate(lanes) if last < middle - half), len(lanes))
+        lanes[lane : lane + 1] = [middle + half]
+        top = y + 69 + 26 * lane
+        add(parent, "path", d=f"M{start:g},{top:g} v5 H{end:g} v-5", fill="none", stroke=line, stroke_width=1.5)
+        text_at(parent, middle, top + 19, label, 11, text_anchor="middle", fill=line)
+    return 98 + 26 * max(0, len(lanes) - 1)
 
 
 def _legend(parent: ET.Element, y: float, owners: Owners) -> float:
@@ -394,15 +393,15 @@ def _legend(parent: ET.Element, y: float, owners: Owners) -> float:
         needed = 34 + len(name) * 7
         if x > MARGIN and x + needed > WIDTH - MARGIN:
             x, y = float(MARGIN), y + 22
-        _add(parent, "rect", x=x, y=y, width=18, height=14, rx=3, fill=owner.fill, stroke=owner.line)
+        add(parent, "rect", x=x, y=y, width=18, height=14, rx=3, fill=owner.fill, stroke=owner.line)
         if owner.kind == "host":
-            _add(parent, "rect", x=x, y=y, width=18, height=14, rx=3, fill="url(#host-use)")
-        _text(parent, x + 24, y + 11, name, 12)
+            add(parent, "rect", x=x, y=y, width=18, height=14, rx=3, fill="url(#host-use)")
+        text_at(parent, x + 24, y + 11, name, 12)
         x += needed + 10
     needed = 260
     if x + needed > WIDTH - MARGIN:
         x, y = float(MARGIN), y + 22
-    _text(parent, x, y + 11, "M1, M2 …: module id of the GPU on its baseboard", 12, fill=FAINT)
+    text_at(parent, x, y + 11, "M1, M2 …: module id of the GPU on its baseboard", 12, fill=FAINT)
     return y + 28
 
 
@@ -421,7 +420,7 @@ def draw_host(topology: Topology, domains: Sequence[Allocation]) -> ET.Element:
     for name, functions in by_bridge.items():
         box = tree.host_bridge(name)
         if box.items:
-            boxes.setdefault(_node_of_bridge(functions), []).append(box)
+            boxes.setdefault(node_of_bridge(functions), []).append(box)
     nodes: list[Node | None] = list(topology["numa_nodes"])
     known = {node["id"] for node in topology["numa_nodes"]}
     homeless = [box for node, there in boxes.items() if node not in known for box in there]
@@ -430,9 +429,9 @@ def draw_host(topology: Topology, domains: Sequence[Allocation]) -> ET.Element:
 
     columns = 1 if len(nodes) == 1 else 2
     svg = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "font-family": SANS, "role": "img"})
-    _add(svg, "title", "the host, its devices and who owns them")
-    pattern = _add(
-        _add(svg, "defs"),
+    add(svg, "title", "the host, its devices and who owns them")
+    pattern = add(
+        add(svg, "defs"),
         "pattern",
         id="host-use",
         width=6,
@@ -440,14 +439,14 @@ def draw_host(topology: Topology, domains: Sequence[Allocation]) -> ET.Element:
         patternUnits="userSpaceOnUse",
         patternTransform="rotate(45)",
     )
-    _add(pattern, "rect", width=2, height=6, fill=HOST[1], opacity=0.25)
-    background = _add(svg, "rect", width=WIDTH, fill="#ffffff")
+    add(pattern, "rect", width=2, height=6, fill=HOST[1], opacity=0.25)
+    background = add(svg, "rect", width=WIDTH, fill="#ffffff")
     y = _legend(svg, MARGIN, owners)
     for start in range(0, len(nodes), columns):
         row = nodes[start : start + columns]
         room = (WIDTH - 2 * MARGIN - (len(row) - 1) * GAP) / len(row)
         panels = [
-            _panel(topology, node, homeless if node is None else boxes.get(node["id"], []), room, domains, owners)
+            panel(topology, node, homeless if node is None else boxes.get(node["id"], []), room, domains, owners)
             for node in row
         ]
         height = max(height for height, _draw in panels)

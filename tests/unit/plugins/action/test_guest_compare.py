@@ -20,7 +20,7 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._topology.
 GPU_A = "0000:25:00.0"
 NIC_A = "0000:26:00.0"
 GPU_D = "0000:91:00.0"
-COMPARE = {
+COMPARE: dict[str, Any] = {
     "topology": "{{ host.topology }}",
     "guest_topology": "{{ host.topology }}",
     "identity": {GPU_A: GPU_A, NIC_A: NIC_A, GPU_D: GPU_D},
@@ -37,6 +37,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "swapped_checked": {"topovirt.kvm.guest_compare": SWAPPED, "check_mode": True},
     "only_told": {"topovirt.kvm.guest_compare": {**SWAPPED, "fail": False}},
     "other_schema": {"topovirt.kvm.guest_compare": {**COMPARE, "topology": {"schema": 2}}},
+    "cpus": {"topovirt.kvm.guest_compare": {**COMPARE, "cpu_map": {0: 0, 1: 1, 2: 2}}},
+    "wrong_cpu_map": {"topovirt.kvm.guest_compare": {**COMPARE, "cpu_map": {"0": "x"}}},
     "wrong_map": {"topovirt.kvm.guest_compare": {**COMPARE, "node_map": {"a": 0, "1": "b"}}},
     "filters": {
         "ansible.builtin.set_fact": {
@@ -122,6 +124,14 @@ def test_a_difference_fails_with_what_differs(results: dict[str, Any]) -> None:
     assert f"{GPU_A} to {NIC_A} is SYS in the guest, PIX on the host" in results["swapped"]["msg"]
 
 
+def test_cpus_that_differ_fail_too(results: dict[str, Any]) -> None:
+    """The map leaves CPUs out."""
+    assert results["cpus"]["comparison"]["equal"]
+    assert results["cpus"]["comparison"]["cpus_equal"] is False
+    assert results["cpus"]["failed"]
+    assert "CPUs differ" in results["cpus"]["msg"]
+
+
 def test_a_difference_can_be_only_told(results: dict[str, Any]) -> None:
     assert not results["only_told"]["failed"]
     assert results["only_told"]["comparison"] == results["swapped"]["comparison"]
@@ -132,6 +142,7 @@ def test_a_difference_can_be_only_told(results: dict[str, Any]) -> None:
     [
         ("other_schema", "topology has schema 2"),
         ("wrong_map", "a: 0, 1: b"),
+        ("wrong_cpu_map", "cpu_map is not a map of vCPUs to host CPUs: 0: x"),
         ("wrong_device", "0:0 is not in the topology"),
         ("wrong_picture", "schema 7"),
         ("wrong_topology", "schema 7"),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,20 @@ def test_a_true_guest_is_equal(host: Topology, guest: Topology) -> None:
     ]
     assert result == {
         "equal": True,
+        "cpus_equal": None,
+        "fidelity": {"paths": {"equal": 6, "pairs": 6}, "siblings": None, "l3": None},
         "devices": 4,
         "pairs": 6,
         "path_differences": [],
         "node_differences": [],
+        "link_differences": [],
+        "distance_differences": [],
+        "cpu_differences": [],
         "missing": [],
         "identity_errors": [],
         "node_map_errors": [],
+        "cpu_map_errors": [],
+        "causes": [],
         "matrix": {"order": list(DEVICES), "host": classes, "guest": classes},
     }
     assert describe(result) == "4 devices and 6 pairs are in the guest as on the host."
@@ -94,6 +102,10 @@ def test_swapped_nics_are_flagged(host: Topology, guest: Topology) -> None:
         (NIC_0, 1, 0),
         (NIC_1, 0, 1),
     ]
+    assert result["fidelity"]["paths"] == {"equal": 2, "pairs": 6}
+    assert result["causes"] == [
+        {"cause": f"{NIC_0} and {NIC_1} have changed places", "pairs": 4, "devices": [NIC_0, NIC_1]}
+    ]
 
 
 def test_a_device_below_the_wrong_port_is_flagged(host: Topology, tmp_path: Path) -> None:
@@ -111,6 +123,13 @@ def test_a_device_below_the_wrong_port_is_flagged(host: Topology, tmp_path: Path
         {"a": GPU_1, "b": NIC_1, "host": "PIX", "guest": "PHB"},
     ]
     assert result["node_differences"] == []
+    assert result["causes"] == [
+        {
+            "cause": "there is no switch in the guest above devices that share one on the host",
+            "pairs": 2,
+            "devices": list(DEVICES),
+        }
+    ]
 
 
 def test_a_wrong_node_is_flagged_even_where_all_path_classes_agree(host: Topology, tmp_path: Path) -> None:
@@ -123,12 +142,21 @@ def test_a_wrong_node_is_flagged_even_where_all_path_classes_agree(host: Topolog
         "guest_node": 1,
         "expected_guest_node": 0,
     }
+    assert [(item["cause"], item["devices"]) for item in result["causes"]] == [
+        (
+            "nodes of the guest have changed places: devices of node 0 are on node 1, devices of node 1 are on node 0",
+            list(DEVICES),
+        )
+    ]
     assert not result["equal"]
 
 
 def test_an_unknown_node_in_the_guest_is_flagged(host: Topology, tmp_path: Path) -> None:
     result = compare(host, machine(tmp_path / "other", (0x40, 0xA0), nodes=(-1, 1)), IDENTITY, NODE_MAP)
     assert [item["guest_node"] for item in result["node_differences"]] == [None, None]
+    assert [(item["cause"], item["devices"]) for item in result["causes"]] == [
+        ("the guest's root bus 0000:40 names no node, devices below it belong to node 0", [GPU_0, NIC_0])
+    ]
 
 
 def test_a_node_unknown_on_the_host_must_be_unknown_in_the_guest(guest: Topology, tmp_path: Path) -> None:
@@ -197,5 +225,97 @@ def test_a_description_counts_all_and_shows_the_first(host: Topology, guest: Top
     assert text == (
         "The guest does not see the host's topology. "
         f"NUMA node differs, 2 times: {NIC_0} is on guest node 1, expected 0 for host node 0 .... "
-        f"Path differs, 4 times: {GPU_0} to {NIC_0} is SYS in the guest, PIX on the host ...."
+        f"Path differs, 4 times: {GPU_0} to {NIC_0} is SYS in the guest, PIX on the host .... "
+        f"Cause: {NIC_0} and {NIC_1} have changed places."
     )
+
+
+def test_distances_of_nodes_are_compared_under_the_map(host: Topology, guest: Topology) -> None:
+    guest["numa_nodes"][0]["distances"]["1"] = 20
+    result = compare(host, guest, IDENTITY, NODE_MAP)
+    assert result["distance_differences"] == [{"a": 0, "b": 1, "host": 21, "guest": 20}]
+    assert not result["equal"]
+    assert describe(result) == (
+        "The guest does not see the host's topology. "
+        "Distance differs, 1 times: guest node 0 to 1 is 20, 21 on the host."
+    )
+
+
+def test_a_slower_link_is_flagged_and_an_unknown_one_is_not(host: Topology, guest: Topology) -> None:
+    links = {function["bdf"]: function for function in guest["pci"]}
+    full = links[IDENTITY[GPU_0]]["link"]
+    links[IDENTITY[GPU_0]]["link"] = {"max_gtps": full["max_gtps"], "max_width": 8}
+    links[IDENTITY[NIC_0]]["link"] = {"max_gtps": None, "max_width": None}
+    result = compare(host, guest, IDENTITY, NODE_MAP)
+    assert [(item["bdf"], item["guest"]["max_width"]) for item in result["link_differences"]] == [(GPU_0, 8)]
+    assert not result["equal"]
+    assert f"{GPU_0} is {full['max_gtps']:g} GT/s x8 in the guest" in describe(result)
+
+
+def test_one_device_in_another_place_is_named(host: Topology, guest: Topology) -> None:
+    """A third NIC, on the host beside the first GPU, in the guest below the other switch."""
+    extra = deepcopy(next(function for function in host["pci"] if function["bdf"] == NIC_0))
+    extra["bdf"], extra["parent"] = "0000:25:00.0", "0000:22:02.0"
+    host["pci"].append(extra)
+    moved = deepcopy(next(function for function in guest["pci"] if function["bdf"] == IDENTITY[NIC_1]))
+    moved["bdf"], moved["parent"] = "0000:a5:00.0", "0000:a2:02.0"
+    guest["pci"].append(moved)
+    result = compare(host, guest, {**IDENTITY, "0000:25:00.0": "0000:a5:00.0"}, NODE_MAP)
+    assert result["causes"] == [
+        {
+            "cause": f"0000:25:00.0 is in another place: nearest to {GPU_1} (PIX) in the guest, to {GPU_0} (PIX) on "
+            "the host",
+            "pairs": 4,
+            "devices": ["0000:25:00.0"],
+        }
+    ]
+
+
+def test_root_buses_that_join_or_divide_host_bridges_are_named(host: Topology, tmp_path: Path) -> None:
+    made = Machine(tmp_path / "one-bus")
+    made.node(0, "0-1", "10 21")
+    made.node(1, "2-3", "21 10")
+    for number, bdf in enumerate(DEVICES):
+        made.port(f"0000:40:0{number}.0", "pci0000:40", ROOT_PORT, 0)
+        (made.gpu if bdf in (GPU_0, GPU_1) else made.nic)(f"0000:{0x41 + number}:00.0", f"0000:40:0{number}.0", 0)
+    flat = read_topology(made.root)
+    identity = {bdf: f"0000:{0x41 + number}:00.0" for number, bdf in enumerate(DEVICES)}
+    joined = compare(host, flat, identity, NODE_MAP)
+    assert [(item["cause"], item["pairs"]) for item in joined["causes"]] == [
+        ("there is no switch in the guest above devices that share one on the host", 2),
+        ("the guest's root bus 0000:40 has devices of several host bridges", 4),
+        ("the guest's root bus 0000:40 names node 0, devices below it belong to node 1", 0),
+    ]
+    back = {guest: bdf for bdf, guest in identity.items()}
+    divided = compare(flat, host, back, NODE_MAP)
+    assert "devices of the host bridge 0000:40 are below several root buses in the guest" in [
+        item["cause"] for item in divided["causes"]
+    ]
+
+
+def test_bus_numbers_that_run_out_are_named(host: Topology, guest: Topology) -> None:
+    """The host's tree takes five numbers below its first host bridge: its own, and one for each of four ports."""
+    kept = [function for function in guest["pci"] if function["bdf"] != IDENTITY[NIC_0]]
+    for function in kept:
+        if function["host_bridge"] == "0000:a0":
+            function["host_bridge"] = "0000:44"
+    guest["pci"] = kept
+    result = compare(host, guest, IDENTITY, NODE_MAP)
+    assert result["fidelity"]["paths"] == {"equal": 3, "pairs": 6}
+    assert [item["bdf"] for item in result["missing"]] == [NIC_0]
+    assert result["causes"] == [
+        {
+            "cause": "from the guest's root bus 0000:40 to the next one there are 4 bus numbers, as many ports as on "
+            "the host below 0000:20 take 5",
+            "pairs": 3,
+            "devices": [NIC_0],
+        }
+    ]
+
+
+def test_a_device_that_is_gone_for_a_reason_that_no_topology_tells_has_no_cause(
+    host: Topology, guest: Topology
+) -> None:
+    guest["pci"] = [function for function in guest["pci"] if function["bdf"] != IDENTITY[NIC_0]]
+    result = compare(host, guest, IDENTITY, NODE_MAP)
+    assert result["missing"] and not result["causes"]

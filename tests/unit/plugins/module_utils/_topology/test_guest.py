@@ -126,6 +126,12 @@ def test_a_guest_without_cells_is_one() -> None:
     assert guest.read_node_map("<domain><devices/></domain>") == {}
 
 
+def test_cpu_map_has_the_vcpus_that_are_pinned_to_one_cpu() -> None:
+    tune = "<vcpupin vcpu='0' cpuset='2'/><vcpupin vcpu='1' cpuset='66'/><vcpupin vcpu='2' cpuset='3-4'/>"
+    assert guest.read_cpu_map(f"<domain><cputune>{tune}</cputune></domain>") == {"0": 2, "1": 66}
+    assert guest.read_cpu_map("<domain/>") == {}
+
+
 # --- the agent ---------------------------------------------------------------------------------------------------
 
 

@@ -155,6 +155,9 @@ def test_unknown_caches_are_no_reason() -> None:
     assert shows_too_few_l3(guest, threads, shape) is None
 
 
+KEEP_FOUR = {"reserve_cores_per_node": 4}
+
+
 def with_caches(cores_per_l3: int) -> Topology:
     topology = host()
     for core in topology["cores"]:
@@ -165,13 +168,13 @@ def with_caches(cores_per_l3: int) -> Topology:
 
 def test_a_plan_tells_what_the_guest_sees() -> None:
     # 48 cores a node, of which the host keeps the first four: 44 are 4 and five times 8.
-    (vm,) = make_plan([request("a", 8)], with_caches(8), [], "full_passthrough", "host")["vms"]
-    assert levels(vm["layout"]["cpu_topology"]) == (2, 1, 46, 2)
+    (vm,) = make_plan([request("a", 8)], with_caches(8), [], "full_passthrough", "host", KEEP_FOUR)["vms"]
+    assert levels(vm["layout"]["cpu_topology"]) == (2, 1, 44, 2)
     assert not any("L3" in warning for warning in vm["warnings"])
     first = [cpu for _vcpu, cpu in vm["layout"]["vcpu_pins"]]
     assert first[:4] == [8, 104, 9, 105]
     assert first[80:88] == [4, 100, 5, 101, 6, 102, 7, 103]
-    (vm,) = make_plan([request("a", 8)], with_caches(6), [], "full_passthrough", "host")["vms"]
+    (vm,) = make_plan([request("a", 8)], with_caches(6), [], "full_passthrough", "host", KEEP_FOUR)["vms"]
     assert any("L3" in warning for warning in vm["warnings"])
-    (vm,) = make_plan([request("a", 8)], with_caches(4), [], "full_passthrough", "host")["vms"]
+    (vm,) = make_plan([request("a", 8)], with_caches(4), [], "full_passthrough", "host", KEEP_FOUR)["vms"]
     assert levels(vm["layout"]["cpu_topology"]) == (22, 1, 4, 2)

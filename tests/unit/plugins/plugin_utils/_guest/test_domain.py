@@ -160,14 +160,14 @@ def test_disk_boot_is_uefi_without_enrolled_keys() -> None:
 
 def test_the_disk_has_a_thread_on_the_hosts_cpus_of_the_first_cells_node() -> None:
     topology = host()
-    for model, gpus in (("full_passthrough", 8), ("shared_nvswitch", 1)):
+    # The host keeps the first two cores of each node, four with Fabric Manager on it, with both threads.
+    for model, gpus, kept in (("full_passthrough", 8, "0-1,96-97"), ("shared_nvswitch", 1, "0-3,96-99")):
         root = emit(gpus, topology, model, boot=DISK)
         assert root.findtext("iothreads") == "1"
         assert get(root, "devices/disk/driver", "iothread") == "1"
         pin = root.find("cputune/iothreadpin")
         assert pin is not None
-        # The host keeps the first four cores of each node, with both threads.
-        assert pin.attrib == {"iothread": "1", "cpuset": "0-1,96-97"}
+        assert pin.attrib == {"iothread": "1", "cpuset": kept}
     assert emit().find("iothreads") is None
     assert emit().find("cputune/iothreadpin") is None
 

@@ -28,11 +28,15 @@ def test_a_line_for_each_vm_below_the_head() -> None:
 
 def test_differences_stand_out() -> None:
     matrix = {"order": ["0000:23:00.0", "0000:24:00.0"], "host": [["LOC", "PIX"], ["PIX", "LOC"]]}
-    same = comparison_text({"matrix": {**matrix, "guest": [["LOC", "PIX"], ["PIX", "LOC"]]}})
+    true = {"fidelity": {"paths": {"equal": 1, "pairs": 1}, "l3": None}, "causes": []}
+    same = comparison_text({"matrix": {**matrix, "guest": [["LOC", "PIX"], ["PIX", "LOC"]]}, **true})
     assert [line.split() for line in same] == [
         ["23:00.0", "24:00.0"],
         ["0000:23:00.0", "LOC", "PIX"],
         ["0000:24:00.0", "PIX", "LOC"],
+        ["paths:", "1", "of", "1", "pairs", "equal", "(100", "%)"],
     ]
-    other = comparison_text({"matrix": {**matrix, "guest": [["LOC", "PHB"], ["PHB", "LOC"]]}})
+    wrong = {"fidelity": {"paths": {"equal": 0, "pairs": 3}}, "causes": [{"cause": "no switch"}]}
+    other = comparison_text({"matrix": {**matrix, "guest": [["LOC", "PHB"], ["PHB", "LOC"]]}, **wrong})
+    assert other[-2:] == ["paths: 0 of 3 pairs equal (0 %)", "no switch"]
     assert other[1].split() == ["0000:23:00.0", "LOC", "PIX!PHB"]

@@ -77,8 +77,12 @@ def vm(name: str, bdfs: list[str], node: int, partition: int | None) -> Allocati
 
 
 def comparison(order: list[str], host_rows: list[list[str]], guest_rows: list[list[str]]) -> Comparison:
+    pairs = len(order) * (len(order) - 1) // 2
     return {
-        "equal": host_rows == guest_rows, "devices": len(order), "pairs": len(order) * (len(order) - 1) // 2,
-        "path_differences": [], "node_differences": [], "missing": [], "identity_errors": [], "node_map_errors": [],
+        "equal": host_rows == guest_rows, "cpus_equal": None, "devices": len(order), "pairs": pairs,
+        "fidelity": {"paths": {"equal": pairs, "pairs": pairs}, "siblings": None, "l3": None},
+        "path_differences": [], "node_differences": [], "link_differences": [], "distance_differences": [],
+        "cpu_differences": [], "missing": [], "identity_errors": [], "node_map_errors": [], "cpu_map_errors": [],
+        "causes": [],
         "matrix": {"order": order, "host": host_rows, "guest": guest_rows},
     }  # fmt: skip

@@ -96,6 +96,18 @@ def test_a_vm_with_a_partition_is_named_below_its_modules() -> None:
     assert "a: NVLink partition 1" in labels and "b: NVLink partition 2" in labels
 
 
+def test_partitions_that_interleave_have_their_own_lines() -> None:
+    """Modules of both VMs alternate on the baseboard."""
+    topology = hosts.host()
+    gpus = [function for function in topology["pci"] if function["role"] == "gpu"]
+    for function, module in zip(gpus, (1, 3, 2, 4), strict=True):
+        function["module_id"] = module
+    by_node = [[gpu["bdf"] for gpu in gpus if gpu["numa_node"] == node] for node in (0, 1)]
+    svg = draw_host(topology, [hosts.vm("a", by_node[0], 0, 1), hosts.vm("b", by_node[1], 1, 2)])
+    heights = {text.text: text.attrib["y"] for text in svg.iter("text") if "NVLink partition" in (text.text or "")}
+    assert len(set(heights.values())) == len(heights) == 2
+
+
 def test_equal_cells_show_the_class_and_different_ones_both() -> None:
     same = [["LOC", "PIX"], ["PIX", "LOC"]]
     other = [["LOC", "PHB"], ["PHB", "LOC"]]
@@ -105,6 +117,14 @@ def test_equal_cells_show_the_class_and_different_ones_both() -> None:
     assert page.count("PIX → PHB") == 2
     assert page.count('class="same"') == 2 and page.count('class="other"') == 2
     assert "as on the host" in page and "differs" in page
+
+
+def test_figures_and_causes_are_told() -> None:
+    bad = hosts.comparison(LEFT[:2], [["LOC", "PIX"], ["PIX", "LOC"]], [["LOC", "PHB"], ["PHB", "LOC"]])
+    bad["fidelity"]["paths"]["equal"] = 0
+    bad["causes"] = [{"cause": "there is no switch", "pairs": 1, "devices": LEFT[:2]}]
+    page = report(hosts.host(), TENANTS, [{"vm": "a", "comparison": bad}], "h")
+    assert "paths: 0 of 1 pairs equal (0 %)" in page and "there is no switch" in page
 
 
 def test_a_vm_that_was_not_compared_is_not_called_equal() -> None:
