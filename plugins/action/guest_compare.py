@@ -13,6 +13,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.compare import compare, describe
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.schema import as_topology
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._nccl.compare import NcclComparison, compare_nccl
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "topology": {"type": "dict", "required": True},
@@ -20,6 +21,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "identity": {"type": "dict", "required": True},
     "node_map": {"type": "dict", "required": True},
     "cpu_map": {"type": "dict"},
+    "nccl_xml": {"type": "str"},
+    "nvlink": {"type": "bool"},
     "fail": {"type": "bool", "default": True},
 }
 
@@ -34,7 +37,17 @@ class ActionModule(ActionBase):
         _validation, given = self.validate_argument_spec(ARGUMENT_SPEC)
         # Through JSON and back, values lose the tags that the controller gives them.
         arguments = json.loads(json.dumps(given))
+        nccl = None
         try:
+            if arguments["nvlink"] is not None:
+                nccl = compare_nccl(
+                    arguments["topology"],
+                    arguments["guest_topology"],
+                    arguments["identity"],
+                    _numbers(arguments["node_map"], "node_map", "guest cells to host nodes"),
+                    arguments["nccl_xml"],
+                    nvlink=arguments["nvlink"],
+                )
             comparison = compare(
                 as_topology(arguments["topology"], "topology"),
                 as_topology(arguments["guest_topology"], "guest_topology"),
@@ -49,10 +62,28 @@ class ActionModule(ActionBase):
         result.update(
             changed=False,
             comparison=comparison,
-            msg=describe(comparison),
-            failed=arguments["fail"] and not (comparison["equal"] and comparison["cpus_equal"] is not False),
+            nccl=nccl,
+            msg=" ".join(filter(None, [describe(comparison), _describe_nccl(nccl, arguments["nccl_xml"])])),
+            failed=arguments["fail"]
+            and not (comparison["equal"] and comparison["cpus_equal"] is not False and _as_told(nccl, arguments)),
         )
         return result
+
+
+def _as_told(nccl: NcclComparison | None, arguments: dict[str, Any]) -> bool:
+    """Whether NCCL sees the host, where a file tells it; without one it cannot, and that is no fault of the VM's."""
+    return nccl is None or arguments["nccl_xml"] is None or nccl["equal"]
+
+
+def _describe_nccl(nccl: NcclComparison | None, file: str | None) -> str:
+    if nccl is None:
+        return ""
+    if nccl["equal"]:
+        return f"NCCL sees the host in all {nccl['pairs']} pairs."
+    where = (
+        "with the file that it has" if file is not None else "and has no topology file (role gpu_guest puts it there)"
+    )
+    return f"NCCL does not see the host {where}: {' '.join(nccl['differences'])}"
 
 
 def _numbers(value: dict[str, Any], name: str, what: str) -> dict[int | str, int]:

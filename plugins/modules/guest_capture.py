@@ -94,6 +94,17 @@ cpu_map:
   returned: success
   type: dict
   sample: {'0': 2, '1': 98}
+nccl_xml:
+  description:
+    - The topology file that NCCL finds in the guest by itself, V(/run/nvidia-topologyd/virtualTopology.xml). The role
+      P(topovirt.kvm.gpu_guest#role) puts it there. Null when there is none.
+  returned: success
+  type: str
+nvlink:
+  description: Whether the VM has NVSwitches, or a partition of NVLink.
+  returned: success
+  type: bool
+  sample: true
 """
 
 from pathlib import Path

@@ -39,6 +39,14 @@ options:
   cpu_map:
     description: vCPU to the host CPU that it is pinned to. Without it CPUs are not compared.
     type: dict
+  nccl_xml:
+    description: NCCL's topology file in the guest, as M(topovirt.kvm.guest_capture) returns it.
+    type: str
+  nvlink:
+    description:
+      - Whether the VM's GPUs are connected among themselves, as M(topovirt.kvm.guest_capture) returns it. With it, what
+        NCCL makes of the guest is compared with what it makes of the host, by a model of NCCL.
+    type: bool
   fail:
     description: Whether a difference fails the task.
     type: bool
@@ -77,9 +85,34 @@ EXAMPLES = r"""
     identity: "{{ captured.identity }}"
     node_map: "{{ captured.node_map }}"
     cpu_map: "{{ captured.cpu_map }}"
+    nccl_xml: "{{ captured.nccl_xml }}"
+    nvlink: "{{ captured.nvlink }}"
 """
 
 RETURN = r"""
+nccl:
+  description:
+    - With O(nvlink), path classes, bandwidths, GPUDirect and the preferred NIC of each GPU as NCCL sees them, host
+      against guest by device identity; null without it. A difference fails the task only where the guest has a file.
+  returned: success
+  type: dict
+  contains:
+    equal:
+      description: Whether NCCL sees the same.
+      type: bool
+    pairs:
+      description: Number of pairs compared, in both directions.
+      type: int
+    differences:
+      description: What differs, a sentence each.
+      type: list
+      elements: str
+    host:
+      description: Number of pairs of each class on the host.
+      type: dict
+    guest:
+      description: The same in the guest. Equal counts alone prove nothing.
+      type: dict
 msg:
   description: What differs, with counts and examples.
   returned: always

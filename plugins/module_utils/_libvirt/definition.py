@@ -50,7 +50,7 @@ _KEYS: Dict[str, Tuple[str, ...]] = {
 }
 # Parts in which an element or attribute that nobody asked for is a difference ...
 _OWNED = re.compile(
-    r"(cputune|numatune|memoryBacking|iothreads|qemu:override|qemu:commandline|metadata/topovirt:vm)($|[/@\[])"
+    r"(cputune|numatune|memoryBacking|iothreads|sysinfo|qemu:override|qemu:commandline|metadata/topovirt:vm)($|[/@\[])"
     r"|cpu/(numa|feature|topology|cache|maxphysaddr)($|[/@\[])"
     r"|os/(kernel|initrd|cmdline)$"
     r"|features/(ioapic|kvm|hyperv|pmu)($|[/@])"

@@ -45,6 +45,7 @@ DIRECTORIES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("sys/devices/system/node/node[0-9]*/hugepages/*", ("free_hugepages", "nr_hugepages")),
     ("sys/devices/pci*/pci_bus/*", ("cpulistaffinity",)),
     ("sys/bus/pci/devices", ("*",)),
+    ("run/nvidia-topologyd", ("virtualTopology.xml",)),  # what NCCL is told in a guest
     ("sys/class/net", ("*",)),
     ("sys/class/infiniband", ("*",)),
     ("sys/block", ("*",)),

@@ -26,6 +26,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.connection i
     load_libvirt,
     open_libvirt,
 )
+from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import METADATA_TAG
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import script, unpack
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
@@ -38,11 +39,17 @@ _POLL_SECONDS = 0.5
 _AGENT_CALL_SECONDS = 30  # how long one command may wait for the agent's answer before it is asked again
 
 
+# Where NCCL looks without being told (https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html).
+NCCL_FILE = "run/nvidia-topologyd/virtualTopology.xml"
+
+
 class GuestCapture(TypedDict):
     guest_topology: Topology
     identity: Dict[str, str]  # host BDF -> guest BDF
     node_map: Dict[str, int]  # guest cell -> host node
     cpu_map: Dict[str, int]  # vCPU -> host CPU
+    nccl_xml: Optional[str]  # the topology file that NCCL finds in the guest by itself
+    nvlink: bool  # whether the VM was given GPUs that are connected among themselves
 
 
 class AgentSilent(Exception):
@@ -203,12 +210,25 @@ def read_guest(
     with tempfile.TemporaryDirectory(dir=workspace) as directory:
         unpack(archive, Path(directory))
         topology = read_topology(Path(directory))
+        nccl_file = Path(directory) / NCCL_FILE
+        nccl_xml = (
+            nccl_file.read_text("utf-8", "replace") if nccl_file.is_file() and not nccl_file.is_symlink() else None
+        )
     return GuestCapture(
         guest_topology=topology,
         identity=read_identity(domain_xml, answer.get("return", [])),
         node_map=read_node_map(domain_xml),
         cpu_map=read_cpu_map(domain_xml),
+        nccl_xml=nccl_xml,
+        nvlink=_linked(domain_xml, topology),
     )
+
+
+def _linked(domain_xml: str, topology: Topology) -> bool:
+    """The VM has the fabric's switches, or a partition of it."""
+    text = ET.fromstring(domain_xml).findtext(f"metadata/{METADATA_TAG}")
+    partition = json.loads(text).get("partition") if text else None
+    return partition is not None or any(f["role"] in ("nvswitch", "fabric_bridge") for f in topology["pci"])
 
 
 def _load_libvirt_qemu() -> Any:

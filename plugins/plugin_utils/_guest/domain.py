@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ else:
     LXML_MISSING = ""
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+
+# Where the guest finds its NCCL file below /sys/firmware/qemu_fw_cfg/by_name; role gpu_guest knows it too.
+NCCL_ENTRY = "opt/org.topovirt/nccl.xml.base64"
 
 # Slots of pcie.0 for paravirtual devices; slot 1 stays free for a display added by hand.
 _DISK_SLOT, _SERIAL_SLOT, _RNG_SLOT = 2, 3, 4
@@ -217,10 +221,11 @@ def _property(parent: etree._Element, name: str, value: Value) -> None:
     _add(parent, f"{{{QEMU_NAMESPACE}}}property", name=name, type=kind, value=text)
 
 
-def domain_xml(request: Request, uuid: str, metadata: Mapping[str, Any], layout: Layout) -> str:
+def domain_xml(request: Request, uuid: str, metadata: Mapping[str, Any], layout: Layout, nccl: str) -> str:
     """The definition of one VM.
 
     :param metadata: JSON object with key ``schema``, kept in the definition for ``vm_info``.
+    :param nccl: the guest's NCCL topology file, which goes along as a value of the firmware's configuration.
     """
     arguments, properties = layout["qemu_arguments"], layout["overrides"]
     domain = etree.Element("domain", type="kvm", nsmap={"qemu": QEMU_NAMESPACE} if arguments or properties else None)
@@ -229,6 +234,10 @@ def domain_xml(request: Request, uuid: str, metadata: Mapping[str, Any], layout:
     _boot(domain, request.boot, layout)
     _features_and_cpu(domain, layout, request.pv_eoi)
     _behaviour(domain)
+    if "nccl_file" not in layout["left_out"]:
+        # In base64, as libvirt hands QEMU the text with its entities; the guest's service decodes it.
+        entry = _add(_add(domain, "sysinfo", type="fwcfg"), "entry", b64encode(nccl.encode()).decode())
+        entry.set("name", NCCL_ENTRY)
     devices = _add(domain, "devices")
     _add(devices, "controller", type="pci", index=0, model="pcie-root")
     for controller in layout["pcie"]:

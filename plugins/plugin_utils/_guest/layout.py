@@ -136,6 +136,7 @@ def build_layout(
         arguments += ["-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={mmio['firmware_window_mib']}"]
     wanted = [
         "allocation_threads",
+        "nccl_file",
         "poll_control",
         "hotplug",
         *(["firmware_feature"] if uefi else []),

@@ -93,6 +93,14 @@ ELEMENTS: tuple[Element, ...] = (
         "libvirt takes the firmware that comes first, and Secure Boot may refuse GPU drivers",
     ),
     Element(
+        "nccl_file",
+        ("sysinfo",),
+        "NCCL's topology file, for a service in the guest that puts it where NCCL looks (role gpu_guest).",
+        (6, 5),
+        (),
+        "the guest gets no NCCL file; put the plan's there by hand",
+    ),
+    Element(
         "acpi",
         ("features/acpi", "features/apic"),
         "ACPI tells the guest its nodes, distances and host bridges.",

@@ -143,13 +143,14 @@ def _vm(
         "modules": None if partition is None else list(partition.modules),
         "requested": request.asked,
     }
+    nccl = nccl_xml(topology, layout)
     return {
         "name": request.name,
         "uuid": uuid,
         "placement": placement,
         "layout": layout,
-        "domain_xml": domain_xml(request, uuid, metadata, layout),
-        "nccl_xml": nccl_xml(topology, layout),
+        "domain_xml": domain_xml(request, uuid, metadata, layout, nccl),
+        "nccl_xml": nccl,
         "warnings": warnings,
     }
 

@@ -240,6 +240,7 @@ class Hypervisor:
     def __init__(self, root: Path, active: bool = True, silent: int = 0, error: LibvirtError | None = None) -> None:
         self.root, self.active, self.silent, self.error = root, active, silent, error
         self.output = b""
+        self.domain = DOMAIN
 
     def registerErrorHandler(self, handler: Any, context: Any) -> None:
         pass
@@ -254,7 +255,7 @@ class Hypervisor:
     def lookupByName(self, name: str) -> Any:
         if name != "train-0":
             raise LibvirtError(f"Domain not found: no domain with matching name '{name}'", self.VIR_ERR_NO_DOMAIN)
-        return SimpleNamespace(isActive=lambda: self.active, XMLDesc=lambda flags: DOMAIN)
+        return SimpleNamespace(isActive=lambda: self.active, XMLDesc=lambda flags: self.domain)
 
     def qemuMonitorCommand(self, domain: Any, text: str, flags: int) -> str:
         assert json.loads(text) == {"execute": "query-pci"}
@@ -283,7 +284,26 @@ def test_read_guest(tmp_path: Path) -> None:
     assert found["identity"]["0000:23:00.0"] == "0000:42:00.0"
     assert found["node_map"] == {"0": 1, "1": 0}
     assert len(found["guest_topology"]["pci"]) == 21
+    assert (found["nccl_xml"], found["nvlink"]) == (None, False)
     assert list(workspace.iterdir()) == []
+
+
+def test_read_guest_brings_what_nccl_is_told(tmp_path: Path) -> None:
+    root = two_level_machine(tmp_path / "guest").root
+    (root / "run/nvidia-topologyd").mkdir(parents=True)
+    (root / "run/nvidia-topologyd/virtualTopology.xml").write_text('<system version="1"/>\n', encoding="utf-8")
+    hypervisor = Hypervisor(root)
+    found = guest.read_guest("train-0", "qemu:///system", 30, tmp_path, (hypervisor, hypervisor))
+    assert found["nccl_xml"] == '<system version="1"/>\n'
+
+
+@pytest.mark.parametrize(("partition", "linked"), [("3", True), ("null", False)])
+def test_a_partition_links_the_gpus(tmp_path: Path, partition: str, linked: bool) -> None:
+    metadata = f"<metadata><t:vm xmlns:t='urn:topovirt:kvm:1'>{{\"partition\": {partition}}}</t:vm></metadata>"
+    hypervisor = Hypervisor(two_level_machine(tmp_path / "guest").root)
+    hypervisor.domain = DOMAIN.replace("<cpu>", f"{metadata}<cpu>")
+    found = guest.read_guest("train-0", "qemu:///system", 30, tmp_path, (hypervisor, hypervisor))
+    assert found["nvlink"] is linked
 
 
 @pytest.mark.parametrize(

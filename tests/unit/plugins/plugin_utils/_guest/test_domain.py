@@ -202,3 +202,19 @@ def test_paravirtual_end_of_interrupt_is_as_asked(asked: dict[str, Any], eoi: st
 
 def test_no_override_unless_asked_for() -> None:
     assert emit().find(f"{QEMU}override") is None
+
+
+def test_the_nccl_file_goes_along_in_base64() -> None:
+    (vm,) = make_plan([request("a", 8)], host(), [], "full_passthrough", "host")["vms"]
+    entry = etree.fromstring(vm["domain_xml"]).find("sysinfo[@type='fwcfg']/entry")
+    assert entry is not None
+    assert entry.get("name") == "opt/org.topovirt/nccl.xml.base64"
+    assert base64.b64decode(entry.text or "").decode() == vm["nccl_xml"]
+
+
+def test_an_old_libvirt_carries_no_nccl_file() -> None:
+    topology = host()
+    topology["software"]["libvirt"] = "6.4.0"
+    (vm,) = make_plan([request("a", 8)], topology, [], "full_passthrough", "host")["vms"]
+    assert etree.fromstring(vm["domain_xml"]).find("sysinfo") is None
+    assert any("no NCCL file" in warning for warning in vm["warnings"])
