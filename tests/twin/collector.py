@@ -23,6 +23,7 @@ ATTRIBUTES: tuple[tuple[str, tuple[str, ...]], ...] = (
         "sys/bus/pci/devices/*",
         (
             *(
+                "uevent",
                 "class",
                 "vendor",
                 "device",
@@ -56,7 +57,10 @@ ATTRIBUTES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sys/firmware/efi/efivars", ("SecureBoot-*", "BootOrder-*")),
     (
         "sys/devices/system/cpu/cpu[0-9]*/topology",
-        ("physical_package_id", "die_id", "core_id", "thread_siblings_list", "core_siblings_list"),
+        (
+            *("physical_package_id", "die_id", "core_id"),
+            *("thread_siblings_list", "core_siblings_list", "die_cpus_list"),
+        ),
     ),
     ("sys/devices/system/cpu/cpu[0-9]*/cache/index3", ("id", "level", "type", "shared_cpu_list")),
     ("sys/devices/system/cpu/cpu[0-9]*", ("node[0-9]*",)),

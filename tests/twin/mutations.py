@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tests.twin.recorded import cpulist
+from tests.twin.recorded import cpulist, uevent
 
 FIRST_WIDE_DOMAIN = "10000"  # what Linux gives to the first controller of Intel's VMD
 UNCORE_FUNCTIONS = 100
@@ -23,8 +23,9 @@ HEADER_BYTES = 64  # as much of a configuration space as a process without right
 
 _CPU_LISTS = (
     *("online", "cpulist", "cpulistaffinity", "local_cpulist"),
-    *("thread_siblings_list", "core_siblings_list", "shared_cpu_list"),
+    *("thread_siblings_list", "core_siblings_list", "die_cpus_list", "shared_cpu_list"),
 )
+_IDENTITY = ("class", "vendor", "device", "subsystem_vendor", "subsystem_device")
 _NODE_LISTS = ("online", "has_cpu", "has_memory")
 _CPUS = "sys/devices/system/cpu"
 _NODES = "sys/devices/system/node"
@@ -117,7 +118,8 @@ def a_pci_domain_wider_than_16_bits(tree: Path) -> None:
     buses = "|".join(sorted({bdf.split(":")[1] for bdf in inside} | {host_bridge.name.split(":")[1]}))
     pattern = rf"(?<![0-9a-f])0000(:(?:{buses}))(?=$|[:/])"
     _rename(tree, pattern, rf"{FIRST_WIDE_DOMAIN}\1")
-    for path in [*(tree / "sys/devices").glob("pci*/**/nvme*/address"), tree / "var/lib/topovirt/module-ids.json"]:
+    named = [*(tree / "sys/devices").glob("pci*/**/nvme*/address"), tree / "var/lib/topovirt/module-ids.json"]
+    for path in [*named, *(path / "uevent" for path in functions(tree).values())]:
         if path.is_file():
             path.write_text(re.sub(rf"\b0000(:(?:{buses}):)", rf"{FIRST_WIDE_DOMAIN}\1", path.read_text()))
 
@@ -141,6 +143,8 @@ def a_virtual_function(tree: Path) -> None:
     for name in ("max_link_speed", "max_link_width", "reset_method", "vpd", "iommu_group", "driver"):
         (virtual / name).unlink(missing_ok=True)
     _write(virtual / "device", "0x101e")
+    class_code, *ids = (int(_text(virtual / name), 16) for name in _IDENTITY)
+    _write(virtual / "uevent", uevent(virtual.name, class_code, ids))
     (virtual / "config").write_bytes(b"\xff\xff\xff\xff" + (physical / "config").read_bytes()[4:])
     (virtual / "physfn").symlink_to(f"../{physical.name}")
     (physical / "virtfn0").symlink_to(f"../{virtual.name}")
@@ -161,6 +165,8 @@ def uncore_functions(tree: Path) -> None:
         }
         for name, value in attributes.items():
             _write(path / name, value)
+        class_code, device = int(attributes["class"], 16), int(attributes["device"], 16)
+        _write(path / "uevent", uevent(path.name, class_code, (0x8086, device, 0, 0)))
         (path / "config").write_bytes(bytes.fromhex("8680") + bytes(HEADER_BYTES - 2))
         _announce(tree, path)
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,6 +128,24 @@ EXTENDED_AT = 0x100
 EXPRESS_CONFIG = 4096
 ENDPOINT_RESOURCES = 13
 BRIDGE_RESOURCES = 17
+
+
+def uevent(bdf: str, class_code: int, ids: Sequence[int], driver: str | None = None) -> str:
+    """What the kernel tells of a function at once, as seen on Linux 6.18: without leading zeros in the class.
+
+    :param ids: vendor, device and those of the subsystem.
+    """
+    vendor, device, subsystem_vendor, subsystem_device = ids
+    base, sub, interface = class_code >> 16, class_code >> 8 & 0xFF, class_code & 0xFF
+    alias = f"v{vendor:08X}d{device:08X}sv{subsystem_vendor:08X}sd{subsystem_device:08X}"
+    lines = [
+        f"PCI_CLASS={class_code:04X}",
+        f"PCI_ID={vendor:04X}:{device:04X}",
+        f"PCI_SUBSYS_ID={subsystem_vendor:04X}:{subsystem_device:04X}",
+        f"PCI_SLOT_NAME={bdf}",
+        f"MODALIAS=pci:{alias}bc{base:02X}sc{sub:02X}i{interface:02X}",
+    ]
+    return "\n".join([*([f"DRIVER={driver}"] if driver else []), *lines])
 
 
 def record(machine: Machine, directory: Path, scale: str = "boot", drivers: str = "native") -> None:
@@ -265,6 +284,8 @@ class _Recorder:
         profile = self.profile(function)
         self.link(f"sys/bus/pci/devices/{function.bdf}", path)
         self.link(f"{path}/subsystem", "sys/bus/pci")
+        ids = (profile.vendor, profile.device, *profile.subsystem)
+        self.file(f"{path}/uevent", uevent(function.bdf, profile.class_code, ids, profile.driver))
         self.file(f"{path}/class", f"0x{profile.class_code:06x}")
         self.file(f"{path}/revision", f"0x{profile.revision:02x}")
         for name, value in (("vendor", profile.vendor), ("device", profile.device)):
@@ -440,7 +461,8 @@ class _Recorder:
             self.file(f"{path}/topology/die_id", cpu.socket if self.model.vendor == "AuthenticAMD" else 0)
             self.file(f"{path}/topology/core_id", cpu.core)
             self.file(f"{path}/topology/thread_siblings_list", cpulist(core))
-            self.file(f"{path}/topology/core_siblings_list", cpulist(package))
+            for name in ("core_siblings_list", "die_cpus_list"):  # one die in each package
+                self.file(f"{path}/topology/{name}", cpulist(package))
             self.file(f"{path}/cache/index3/id", cpu.l3)
             self.file(f"{path}/cache/index3/level", 3)
             self.file(f"{path}/cache/index3/type", "Unified")

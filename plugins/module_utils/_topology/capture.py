@@ -38,7 +38,7 @@ DIRECTORIES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("sys/devices/system/cpu", ("online", "isolated", "nohz_full")),
     (
         "sys/devices/system/cpu/cpu[0-9]*/topology",
-        ("physical_package_id", "die_id", "core_id", "thread_siblings_list"),
+        ("physical_package_id", "core_siblings_list", "die_id", "die_cpus_list", "core_id", "thread_siblings_list"),
     ),
     ("sys/devices/system/cpu/cpu[0-9]*/cache/index3", ("id", "shared_cpu_list")),
     ("sys/devices/system/node/node[0-9]*", ("cpulist", "distance", "meminfo")),
@@ -52,6 +52,7 @@ DIRECTORIES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     (
         PCI_DEVICES,
         (
+            "uevent",  # and the files for which it stands, should a reader not believe it
             "class",
             "vendor",
             "device",

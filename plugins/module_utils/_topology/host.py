@@ -87,6 +87,9 @@ def read_cores(tree: Tree, nodes: List[Node], gaps: Gaps) -> List[Core]:
             claims.setdefault(cpu, []).append(node["id"])
     cores: List[Core] = []
     seen = set()
+    packages = _Shared(tree, "physical_package_id", "core_siblings_list")
+    dies = _Shared(tree, "die_id", "die_cpus_list")
+    caches: Dict[int, int] = {}
     for cpu in parse_cpulist(tree.text(f"{CPUS}/online") or ""):
         if cpu in seen:
             continue
@@ -97,37 +100,66 @@ def read_cores(tree: Tree, nodes: List[Node], gaps: Gaps) -> List[Core]:
         node_ids = claims.get(cpu, [])
         if len(node_ids) > 1:
             gaps.add("node", f"nodes {', '.join(map(str, node_ids))} all list the CPU", f"cpu {cpu}")
-        places = {}
-        for name, file in _CORE_FILES.items():
-            number = tree.number(f"{path}/topology/{file}")
-            # Negative is what the kernel shows for "unknown"; before Linux 5.2 there are no dies.
-            places[name] = None if number is None or number < 0 else number
-            if places[name] is None and name != "die":
-                gaps.add(name, f"topology/{file} of the CPU is missing or no number", f"cpu {cpu}")
+        package, core = packages.number(cpu), _known(tree.number(f"{path}/topology/core_id"))
+        for fact, number, file in (("package", package, "physical_package_id"), ("core", core, "core_id")):
+            if number is None:
+                gaps.add(fact, f"topology/{file} of the CPU is missing or no number", f"cpu {cpu}")
         cores.append(
             Core(
-                package=places["package"],
-                die=places["die"],
-                core=places["core"],
+                package=package,
+                die=dies.number(cpu),  # no gap: before Linux 5.2 there are none
+                core=core,
                 node=node_ids[0] if len(node_ids) == 1 else None,
-                l3=_l3(tree, path),
+                l3=_l3(tree, cpu, caches),
                 threads=threads,
             )
         )
     return cores
 
 
-_CORE_FILES = {"package": "physical_package_id", "die": "die_id", "core": "core_id"}
+def _known(number: Optional[int]) -> Optional[int]:
+    """Negative is what the kernel shows for "unknown"."""
+    return None if number is None or number < 0 else number
 
 
-def _l3(tree: Tree, path: str) -> Optional[int]:
+class _Shared:
+    """A number that CPUs have in common: read once for all that the kernel lists as having the same
+    (https://docs.kernel.org/admin-guide/cputopology.html)."""
+
+    def __init__(self, tree: Tree, file: str, members: str) -> None:
+        self._tree = tree
+        self._file = file
+        self._members = members
+        self._numbers: Dict[int, int] = {}
+
+    def number(self, cpu: int) -> Optional[int]:
+        if cpu in self._numbers:
+            return self._numbers[cpu]
+        path = f"{CPUS}/cpu{cpu}/topology"
+        number = _known(self._tree.number(f"{path}/{self._file}"))
+        if number is not None:
+            try:
+                members = parse_cpulist(self._tree.text(f"{path}/{self._members}") or "")
+            except TopovirtError:
+                members = []  # then each of them is asked
+            self._numbers.update(dict.fromkeys(members, number))
+        return number
+
+
+def _l3(tree: Tree, cpu: int, caches: Dict[int, int]) -> Optional[int]:
     """The L3 cache, which x86 kernels always present as index 3, named by the first CPU that shares it. Its id names it
-    where there is no list: Linux keeps one id for an AMD cache that it does not let span nodes."""
-    shared = parse_cpulist(tree.text(f"{path}/cache/index3/shared_cpu_list") or "")
+    where there is no list: Linux keeps one id for an AMD cache that it does not let span nodes.
+
+    :param caches: what is known, CPU -> cache; it learns of all CPUs that share this one.
+    """
+    if cpu in caches:
+        return caches[cpu]
+    path = f"{CPUS}/cpu{cpu}/cache/index3"
+    shared = parse_cpulist(tree.text(f"{path}/shared_cpu_list") or "")
     if shared:
+        caches.update(dict.fromkeys(shared, shared[0]))
         return shared[0]
-    own = tree.number(f"{path}/cache/index3/id")
-    return own if own is not None and own >= 0 else None
+    return _known(tree.number(f"{path}/id"))
 
 
 def read_host(tree: Tree, gaps: Gaps) -> Host:

@@ -8,7 +8,6 @@ They follow no order of addresses, and only the nvidia driver can read them; so 
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
@@ -109,8 +108,13 @@ def parse_nvidia_smi(text: str) -> Dict[str, int]:
 
 
 def _saved(tree: Tree) -> Dict[str, int]:
+    content = tree.raw(SAVED, _SAVED_BYTES)
+    if not content:
+        return {}
+    import json  # most machines have no such file
+
     try:
-        data = json.loads(tree.raw(SAVED, _SAVED_BYTES) or b"{}")
+        data = json.loads(content)
     except ValueError:
         return {}
     if not isinstance(data, dict):

@@ -39,6 +39,15 @@ _ROM_INDEX = 6
 
 _BRIDGE_CLASSES = ("0604", "0609")  # PCI-to-PCI bridges (PCI Code and ID Assignment Specification)
 
+# What the kernel tells of a function at once: dev_uevent() of drivers/base/core.c and pci_uevent() of
+# drivers/pci/pci-driver.c, which write these lines one after the other.
+_UEVENT = re.compile(
+    r"^PCI_CLASS=([0-9A-F]{4,6})\nPCI_ID=([0-9A-F]{4}):([0-9A-F]{4})\n"
+    r"PCI_SUBSYS_ID=([0-9A-F]{4}):([0-9A-F]{4})\nPCI_SLOT_NAME=(\S+)$",
+    re.MULTILINE,
+)
+_UEVENT_DRIVER = re.compile(r"^DRIVER=([^\s/]+)$", re.MULTILINE)
+
 _HEXADECIMAL = re.compile(r"0[xX]([0-9A-Fa-f]{1,6})\Z")
 _SPEED = re.compile(r"(\d+(?:\.\d+)?) GT/s")
 
@@ -68,6 +77,16 @@ class _Place(NamedTuple):
     parent: Optional[str]
 
 
+class _Identity(NamedTuple):
+    """What a function is by its numbers, and who drives it."""
+
+    class_code: str
+    vendor: str
+    device: str
+    subsystem: Optional[str]
+    driver: Optional[str]
+
+
 class _Raw(NamedTuple):
     """What the first pass reads and only the second one can judge."""
 
@@ -89,7 +108,7 @@ def read_functions(tree: Tree, nodes: List[Node], gaps: Gaps) -> Tuple[List[PciF
 
     Roles, uses and module ids are not known here: they are ``None`` and empty.
     """
-    listed = frozenset(tree.names(DEVICES))
+    listed = tree.entries(DEVICES)
     places = sorted(filter(None, (_place(tree, name, listed) for name in listed)), key=lambda p: bdf_key(p.bdf))
     parents = {place.parent for place in places}
     names = _children_names(tree)
@@ -160,9 +179,9 @@ def _children_names(tree: Tree) -> Dict[str, List[str]]:
 
 def _read(tree: Tree, place: _Place, is_parent: bool, gaps: Gaps) -> Tuple[PciFunction, _Raw]:
     path = place.path
-    entries = frozenset(tree.names(path))
-    class_code = _identity(tree, place, "class", 6, gaps)
-    bridge = is_parent or class_code.startswith(_BRIDGE_CLASSES)
+    entries = tree.entries(path)
+    identity = _told(tree, place, entries) or _asked(tree, place, entries, gaps)
+    bridge = is_parent or identity.class_code.startswith(_BRIDGE_CLASSES)
     express = "max_link_speed" in entries
     config = read_config(tree, path, express) if bridge or express else None
     if config is not None and config.reason is not None:
@@ -173,15 +192,15 @@ def _read(tree: Tree, place: _Place, is_parent: bool, gaps: Gaps) -> Tuple[PciFu
         "bdf": place.bdf,
         "kind": "bridge" if bridge else "endpoint",
         "role": None,
-        "class": class_code,
-        "vendor": _identity(tree, place, "vendor", 4, gaps),
-        "device": _identity(tree, place, "device", 4, gaps),
-        "subsystem": _subsystem(tree, path) if "subsystem_vendor" in entries else None,
+        "class": identity.class_code,
+        "vendor": identity.vendor,
+        "device": identity.device,
+        "subsystem": identity.subsystem,
         "parent": place.parent,
         "host_bridge": place.host_bridge,
         "numa_node": None,
         "numa_source": None,
-        "driver": tree.link_name(f"{path}/driver") if "driver" in entries else None,
+        "driver": identity.driver,
         "iommu_group": int(group) if group is not None and group.isdecimal() else None,
         "link": _link(tree, place, gaps) if express else Link(max_gtps=None, max_width=None),
         "capabilities": _capabilities(tree, place, entries, config, gaps),
@@ -192,10 +211,51 @@ def _read(tree: Tree, place: _Place, is_parent: bool, gaps: Gaps) -> Tuple[PciFu
     )
 
 
-def _subsystem(tree: Tree, path: str) -> Optional[str]:
-    ids = [_identifier(tree.text(f"{path}/{name}"), 4) for name in ("subsystem_vendor", "subsystem_device")]
+def _told(tree: Tree, place: _Place, entries: FrozenSet[str]) -> Optional[_Identity]:
+    """The identity as ``uevent`` tells it, which saves a read for each number of it.
+
+    None unless it tells all and of this very function: there are recordings whose directories are copies under another
+    name. Then nothing of it counts, so that no numbers are put together from two sources. A driver counts only where
+    its link is, too; where one of both is missing the link is right.
+    """
+    text = tree.text(f"{place.path}/uevent") if "uevent" in entries else None
+    found = _UEVENT.search(text or "")
+    if text is None or found is None or found.group(6) != place.bdf:
+        return None
+    class_code, vendor, device, subsystem_vendor, subsystem_device = (word.lower() for word in found.groups()[:5])
+    driver = _UEVENT_DRIVER.search(text) if "driver" in entries else None
+    return _Identity(
+        class_code=class_code.zfill(6),
+        vendor=vendor,
+        device=device,
+        subsystem=_subsystem(subsystem_vendor, subsystem_device),
+        driver=driver.group(1) if driver else _linked_driver(tree, place.path, entries),
+    )
+
+
+def _asked(tree: Tree, place: _Place, entries: FrozenSet[str], gaps: Gaps) -> _Identity:
+    """The identity from a file for each number and the driver's link."""
+    path = place.path
+    subsystem = None
+    if "subsystem_vendor" in entries:
+        names = ("subsystem_vendor", "subsystem_device")
+        subsystem = _subsystem(*(_identifier(tree.text(f"{path}/{name}"), 4) for name in names))
+    return _Identity(
+        class_code=_number(tree, place, "class", 6, gaps),
+        vendor=_number(tree, place, "vendor", 4, gaps),
+        device=_number(tree, place, "device", 4, gaps),
+        subsystem=subsystem,
+        driver=_linked_driver(tree, path, entries),
+    )
+
+
+def _linked_driver(tree: Tree, path: str, entries: FrozenSet[str]) -> Optional[str]:
+    return tree.link_name(f"{path}/driver") if "driver" in entries else None
+
+
+def _subsystem(vendor: Optional[str], device: Optional[str]) -> Optional[str]:
     # Zero is what the kernel shows for "none" (bridges without the subsystem capability).
-    return None if ids[0] in (None, "0000") or ids[1] is None else f"{ids[0]}:{ids[1]}"
+    return None if vendor in (None, "0000") or device is None else f"{vendor}:{device}"
 
 
 def _complete(
@@ -244,7 +304,7 @@ def _identifier(text: Optional[str], digits: int) -> Optional[str]:
     return found.group(1).lower().zfill(digits) if found and len(found.group(1)) <= digits else None
 
 
-def _identity(tree: Tree, place: _Place, fact: str, digits: int, gaps: Gaps) -> str:
+def _number(tree: Tree, place: _Place, fact: str, digits: int, gaps: Gaps) -> str:
     """A number that every function has; zeros, which no function has, when it cannot be read."""
     text = tree.text(f"{place.path}/{fact}")
     value = _identifier(text, digits)
@@ -268,16 +328,18 @@ def _bars(text: str) -> List[Bar]:
     bars: List[Bar] = []
     for index, line in enumerate(text.splitlines()[: _ROM_INDEX + 1]):
         try:
-            start, end, flags = (int(word, 16) for word in line.split())
+            start, end, flags = line.split()
+            kind = int(flags, 16)
+            size = int(end, 16) - int(start, 16) + 1 if kind & _RESOURCE_MEMORY else 0
         except ValueError:
             continue
-        if flags & _RESOURCE_MEMORY and end > start:
+        if size > 1:
             bars.append(
                 Bar(
                     index=index,
-                    size_bytes=end - start + 1,
-                    is_64bit=bool(flags & _RESOURCE_64BIT),
-                    prefetchable=bool(flags & _RESOURCE_PREFETCH),
+                    size_bytes=size,
+                    is_64bit=bool(kind & _RESOURCE_64BIT),
+                    prefetchable=bool(kind & _RESOURCE_PREFETCH),
                 )
             )
     return bars

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Mapping, Optional, Union
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.devices import NVIDIA, assign_roles
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
@@ -28,9 +27,12 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs impor
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.usage import host_usage
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.vms import read_vms
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 def read_topology(
-    root: Path,
+    root: Union[str, Path],
     run: Optional[Run] = None,
     module_ids: Optional[Mapping[str, Any]] = None,
     roles: Optional[Mapping[str, str]] = None,

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Dict, Optional, Tuple, Union
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.gaps import Gaps
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Software, Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.module_ids import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # What the answers of commands were where a tree was captured; a running machine has no such file.
 CAPTURED = "var/lib/topovirt/captured-software.json"
@@ -44,7 +45,7 @@ _SINCE: Dict[str, Dict[str, Tuple[_Version, _Version]]] = {
 _BACKPORTING = re.compile(r"\.el\d+")
 
 
-def read_software(tree: Tree, root: Path, run: Optional[Run], kernel: str, gaps: Gaps) -> Software:
+def read_software(tree: Tree, root: Union[str, Path], run: Optional[Run], kernel: str, gaps: Gaps) -> Software:
     """What runs VMs on the machine below ``root``.
 
     :param run: starts commands on that machine; None for a recorded tree, which has the answers in a file, if at all.
@@ -84,8 +85,13 @@ def to_capture(topology: Topology) -> Dict[str, Optional[str]]:
 
 
 def _captured(tree: Tree) -> Optional[Dict[str, Optional[str]]]:
+    content = tree.raw(CAPTURED, _CAPTURED_BYTES)
+    if not content:
+        return None
+    import json  # most machines have no such file
+
     try:
-        data = json.loads(tree.raw(CAPTURED, _CAPTURED_BYTES) or b"null")
+        data = json.loads(content)
     except ValueError:
         return None
     if not isinstance(data, dict):
@@ -116,18 +122,20 @@ def _version(tree: Tree, run: Optional[Run], name: str, gaps: Gaps) -> Optional[
     return found.group(0)
 
 
-def _next_cmdline(root: Path, run: Optional[Run], gaps: Gaps) -> Optional[str]:
+def _next_cmdline(root: Union[str, Path], run: Optional[Run], gaps: Gaps) -> Optional[str]:
     if run is None:
         gaps.add("next_cmdline", "the boot loader's menu is read on the machine itself only")
         return None
     # Only here is the boot loader's side needed; it takes longer to import than all else together.
+    from pathlib import Path
+
     from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.grub import Grub
 
-    if not Grub.found(root):
+    if not Grub.found(Path(root)):
         gaps.add("next_cmdline", "only GRUB with a generated /boot/grub/grub.cfg is understood")
         return None
     try:
-        words = " ".join(Grub(root, run).next_arguments())
+        words = " ".join(Grub(Path(root), run).next_arguments())
         return words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except (TopovirtError, OSError) as error:
         gaps.add("next_cmdline", str(error))

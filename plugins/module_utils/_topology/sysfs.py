@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
-from typing import Dict, List, Optional
+from typing import TYPE_CHECKING, Dict, FrozenSet, List, Optional, Union
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # One page: the most that a sysfs attribute can hold, and what the kernel returns in a single read
 # (https://docs.kernel.org/filesystems/sysfs.html, "Reading/Writing Attribute Data").
@@ -19,6 +21,9 @@ _PIECE_BYTES = 1 << 16
 
 # As many links as Linux follows in one path before it gives up (path_resolution(7)).
 _MAX_LINKS = 40
+
+# Asking for one name costs as much as listing a directory of a few, and most directories are asked for one.
+_QUESTIONS = 2
 
 # A FIFO in a recorded tree must not block the reader.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -31,10 +36,11 @@ class Tree:
     are followed as if the root were the root of the file system, so a recorded tree never shows the live machine.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Union[str, Path]) -> None:
         self._root = os.path.abspath(root).rstrip("/")
         self._live = not self._root
         self._directories: Dict[str, Optional[str]] = {"": self._root}
+        self._asked: Dict[str, int] = {}  # directory -> how often what is in it was no known directory
 
     @property
     def live(self) -> bool:
@@ -62,13 +68,30 @@ class Tree:
         return real
 
     def _step(self, real: str, name: str, path: str) -> Optional[str]:
-        """Real path of ``path``, which is ``name`` in the directory that is really ``real``: mostly one question."""
+        """Real path of ``path``, which is ``name`` in the directory that is really ``real``: mostly one question, and
+        where a second one is asked of the same directory, the answer to all further ones."""
         if name not in ("", ".", ".."):
+            above = path[: -len(name)]
+            self._asked[above] = self._asked.get(above, 0) + 1
+            if self._asked[above] == _QUESTIONS:
+                self._learn(real, above)
+            if path in self._directories:
+                return self._directories[path]
             try:
                 os.readlink(f"{real}/{name}")
             except OSError as error:
                 return f"{real}/{name}" if error.errno == errno.EINVAL else None  # EINVAL: there, and no link
         return self._resolve(path)
+
+    def _learn(self, real: str, above: str) -> None:
+        """Note the directories in ``above``, which is really ``real``; links among them stay to be asked for."""
+        try:
+            with os.scandir(real) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        self._directories[above + entry.name] = entry.path
+        except OSError:
+            pass  # then each is asked for
 
     def _resolve(self, path: str, strict: bool = True) -> Optional[str]:
         """Real path of anything below the root; links, absolute ones included, stay inside.
@@ -158,11 +181,15 @@ class Tree:
 
     def names(self, path: str) -> List[str]:
         """The names in a directory, sorted."""
+        return sorted(self.entries(path))
+
+    def entries(self, path: str) -> FrozenSet[str]:
+        """The names in a directory."""
         real = self._directory(path)
         try:
-            return [] if real is None else sorted(os.listdir(real))
+            return frozenset() if real is None else frozenset(os.listdir(real))
         except OSError:
-            return []
+            return frozenset()
 
     def link(self, path: str) -> Optional[str]:
         """What a symbolic link says, unresolved."""

@@ -42,6 +42,10 @@ def test_attributes_of_a_gpu(tree: Path) -> None:
     gpu = tree / "sys/bus/pci/devices/0000:93:00.0"
     values = {name: (gpu / name).read_text().strip() for name in ("class", "vendor", "device", "numa_node")}
     assert values == {"class": "0x030200", "vendor": "0x10de", "device": "0x2335", "numa_node": "1"}
+    assert (gpu / "uevent").read_text() == (
+        "DRIVER=nvidia\nPCI_CLASS=30200\nPCI_ID=10DE:2335\nPCI_SUBSYS_ID=10DE:18BE\nPCI_SLOT_NAME=0000:93:00.0\n"
+        "MODALIAS=pci:v000010DEd00002335sv000010DEsd000018BEbc03sc02i00\n"
+    )
     assert (gpu / "max_link_speed").read_text() == "32.0 GT/s PCIe\n"
     start, end, _flags = (int(word, 16) for word in (gpu / "resource").read_text().splitlines()[2].split())
     assert end - start + 1 == 256 << 30 and start % (256 << 30) == 0

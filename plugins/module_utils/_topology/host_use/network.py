@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -225,6 +224,8 @@ def _asked(run: Run | None) -> dict[str, list[Address]] | None:
     """IPv4 addresses per interface as ``ip`` lists them; None when it cannot be asked."""
     if run is None:
         return None
+    import json  # for this answer alone
+
     try:
         status, out, _errors = run(["ip", "-4", "-j", "address", "show"])
         return _listed(json.loads(out)) if status == 0 else None

@@ -129,6 +129,19 @@ class Machine:
         self.link(f"sys/bus/pci/devices/{bdf}", f"../../../{path[len('sys/') :]}")
         return bdf
 
+    def uevents(self) -> None:
+        """What Linux 6.18 tells at once of each function that there is by now."""
+        for bdf, path in self.paths.items():
+            names = ("class", "vendor", "device", "subsystem_vendor", "subsystem_device")
+            code, *ids = ((self.root / path / name).read_text().strip()[2:].upper() for name in names)
+            driver = self.root / path / "driver"
+            self.write(
+                f"{path}/uevent",
+                (f"DRIVER={os.readlink(driver).rpartition('/')[2]}\n" if driver.is_symlink() else "")
+                + f"PCI_CLASS={code.lstrip('0')}\nPCI_ID={ids[0]}:{ids[1]}\nPCI_SUBSYS_ID={ids[2]}:{ids[3]}\n"
+                + f"PCI_SLOT_NAME={bdf}\nMODALIAS=pci:v0000{ids[0]}d0000{ids[1]}\n",
+            )
+
     def gpu(self, bdf: str, below: str, node: int = -1, driver: str | None = "nvidia", group: int | None = None) -> str:
         return self.pci(bdf, below, "10de:2335", "0x030200", node, ENDPOINT, driver=driver, group=group)
 

@@ -65,6 +65,10 @@ def test_a_captured_machine_reads_like_the_machine(shell: tuple[list[str], dict[
     for device in ("0000:90:00.0", "0000:91:00.0"):
         machine.write(f"{machine.paths[device]}/numa_node", "-1\n")
     machine.write(f"{gpu}/resource", "0xa0000000 0xa0ffffff 0x40200\n")
+    machine.uevents()
+    machine.write(f"{gpu}/device", "0x2336\n")  # so it is what is told at once that counts
+    machine.write("sys/devices/system/cpu/cpu0/topology/core_siblings_list", "0-7\n")
+    machine.write("sys/devices/system/cpu/cpu0/topology/die_cpus_list", "0-7\n")
     target = tmp_path / "captured"
     target.mkdir()
     unpack(run(shell, machine.root), target)
@@ -77,6 +81,8 @@ def test_a_captured_machine_reads_like_the_machine(shell: tuple[list[str], dict[
     assert functions["0000:2a:00.0"]["names"] == ["nvme0n1"]
     assert functions["0000:91:00.0"]["numa_source"] == "0000:90"
     assert functions["0000:25:00.0"]["physfn"] == "0000:29:00.0"
+    assert functions["0000:25:00.0"]["device"] == "2335"
+    assert [core["package"] for core in topology["cores"]] == [0, 0, 0, 0]
     assert topology["host"]["firmware"] == "uefi"
 
 

@@ -124,6 +124,55 @@ def test_cores(tmp_path: Path) -> None:
     ]
 
 
+SHARED = {"physical_package_id": "core_siblings_list", "die_id": "die_cpus_list"}
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Machine:
+    """Four cores in two packages of one die and one L3 cache each, which the kernel lists for each CPU."""
+    machine = two_level_machine(tmp_path)
+    for cpu in range(8):
+        members = "0-1,4-5\n" if cpu in (0, 1, 4, 5) else "2-3,6-7\n"
+        path = f"sys/devices/system/cpu/cpu{cpu}"
+        for name in SHARED.values():
+            machine.write(f"{path}/topology/{name}", members)
+        machine.write(f"{path}/cache/index3/shared_cpu_list", members)
+    return machine
+
+
+def test_what_cpus_share_is_read_of_one_of_them(listed: Machine) -> None:
+    cores = read_topology(listed.root)["cores"]
+    assert [(core["package"], core["die"], core["l3"]) for core in cores] == [
+        (0, 0, 0),
+        (0, 0, 0),
+        (1, 0, 2),
+        (1, 0, 2),
+    ]
+    for cpu in (1, 3, 5, 7):
+        for name in ("topology/physical_package_id", "topology/die_id", "cache/index3/shared_cpu_list"):
+            (listed.root / f"sys/devices/system/cpu/cpu{cpu}" / name).unlink()
+    topology = read_topology(listed.root)
+    assert topology["cores"] == cores
+    assert not [gap for gap in topology["unknown"] if gap["fact"] == "package"]
+
+
+@pytest.mark.parametrize("members", ["", "nonsense", "3-1", "0"])
+def test_cpus_that_are_not_listed_together_are_asked_one_by_one(listed: Machine, members: str) -> None:
+    for cpu in range(8):
+        for number, name in SHARED.items():
+            listed.write(f"sys/devices/system/cpu/cpu{cpu}/topology/{name}", members)
+            listed.write(f"sys/devices/system/cpu/cpu{cpu}/topology/{number}", f"{cpu}\n")
+    cores = read_topology(listed.root)["cores"]
+    assert [(core["package"], core["die"]) for core in cores] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
+def test_a_package_that_one_cpu_does_not_know_is_asked_of_the_others(listed: Machine) -> None:
+    listed.write("sys/devices/system/cpu/cpu0/topology/physical_package_id", "-1\n")
+    topology = read_topology(listed.root)
+    assert [core["package"] for core in topology["cores"]] == [None, 0, 1, 1]
+    assert [gap["of"] for gap in topology["unknown"] if gap["fact"] == "package"] == [["cpu 0"]]
+
+
 def test_offline_cpus_are_no_cores_and_a_cpu_in_two_nodes_is_in_none(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.write("sys/devices/system/cpu/online", "1-2\n")
@@ -195,6 +244,85 @@ def test_function(tmp_path: Path) -> None:
         "in_use": [],
         "module_id": None,
     }
+
+
+NUMBERS = ("class", "vendor", "device", "subsystem_vendor", "subsystem_device")
+
+
+def test_the_identity_is_told_at_once(tmp_path: Path) -> None:
+    machine = two_level_machine(tmp_path)
+    asked = read_topology(tmp_path)
+    machine.uevents()
+    assert read_topology(tmp_path) == asked
+    for path in machine.paths.values():
+        for name in NUMBERS:
+            (tmp_path / path / name).unlink()
+    assert read_topology(tmp_path) == asked
+    assert {item["subsystem"] for item in asked["pci"]} == {None, "10de:18be"}
+    assert {item["driver"] for item in asked["pci"]} == {None, "nvidia"}
+
+
+UEVENT = "PCI_CLASS=20700\nPCI_ID=15B3:1021\nPCI_SUBSYS_ID=15B3:0016\nPCI_SLOT_NAME={}\n"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        UEVENT.format("0000:20:00.0"),  # a copy of another function's
+        UEVENT.format("0000:21:00.00"),
+        "PCI_ID=15B3:1021\nPCI_SUBSYS_ID=15B3:0016\nPCI_SLOT_NAME=0000:21:00.0\n",
+        "PCI_CLASS=20700\nPCI_ID=15B3:1021\nPCI_SLOT_NAME=0000:21:00.0\n",
+        "PCI_CLASS=20700\nPCI_ID=15B3:1021\nPCI_SUBSYS_ID=15B3:0016\n",
+        UEVENT.format("0000:21:00.0").replace("20700", "1020700"),
+        UEVENT.format("0000:21:00.0").replace("1021", "102G"),
+        UEVENT.format("0000:21:00.0").replace("\n", " "),
+        "",
+        b"\xff" * 64,
+        None,
+    ],
+    ids=range(11),
+)
+def test_a_word_that_cannot_be_trusted_does_not_count(tmp_path: Path, told: str | bytes | None) -> None:
+    machine = one_gpu(tmp_path)
+    asked = read_topology(tmp_path)
+    path = machine.paths["0000:21:00.0"]
+    if told is None:
+        (tmp_path / path / "uevent").mkdir()
+    else:
+        machine.write(f"{path}/uevent", told)
+    assert read_topology(tmp_path) == asked
+    machine.write(f"{path}/class", "0x020700\n")  # so it is the single files that count
+    assert function(read_topology(tmp_path), "0000:21:00.0")["role"] == "nic"
+
+
+@pytest.mark.parametrize(
+    ("told", "linked", "driver"),
+    [
+        ("nvidia", "nvidia", "nvidia"),
+        ("nvidia", None, None),
+        (None, "vfio-pci", "vfio-pci"),
+        ("../../etc", "vfio-pci", "vfio-pci"),
+        (None, None, None),
+    ],
+)
+def test_a_driver_needs_its_link(tmp_path: Path, told: str | None, linked: str | None, driver: str | None) -> None:
+    machine = Machine(tmp_path)
+    machine.gpu("0000:20:00.0", "pci0000:20", driver=linked)
+    first = "" if told is None else f"DRIVER={told}\n"
+    machine.write(f"{machine.paths['0000:20:00.0']}/uevent", first + UEVENT.format("0000:20:00.0"))
+    found = function(read_topology(tmp_path), "0000:20:00.0")
+    assert (found["driver"], found["vendor"], found["class"]) == (driver, "15b3", "020700")
+
+
+def test_this_kernel_tells_at_once_what_its_single_files_say() -> None:
+    functions = {item["bdf"]: item for item in read_topology("/")["pci"]}
+    for device in Path("/sys/bus/pci/devices").iterdir():
+        code, *ids = ((device / name).read_text().strip()[2:] for name in NUMBERS)
+        driver = (device / "driver").resolve().name if (device / "driver").is_symlink() else None
+        subsystem = None if ids[2] == "0000" else f"{ids[2]}:{ids[3]}"
+        found = functions[device.name]
+        assert (found["class"], found["vendor"], found["device"]) == (code, *ids[:2])
+        assert (found["subsystem"], found["driver"]) == (subsystem, driver)
 
 
 @pytest.mark.parametrize("config_bytes", [4096, 256, 64, 0])
@@ -360,6 +488,19 @@ def test_a_recorded_tree_never_shows_the_live_machine(tmp_path: Path) -> None:
     topology = read_topology(root)
     assert topology["host"]["os_id"] == "inside"
     assert topology["host"]["kernel"] == "6.1"
+
+
+def test_links_among_many_directories_stay_inside(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    machine = Machine(root)
+    (tmp_path / "outside/topology").mkdir(parents=True)
+    (tmp_path / "outside/topology/core_id").write_text("99\n")
+    machine.write("sys/devices/system/cpu/online", "0-5\n")
+    for cpu in (0, 1, 2, 5):
+        machine.core(0, cpu, [cpu], 0)
+    machine.link("sys/devices/system/cpu/cpu3", "cpu2")
+    machine.link("sys/devices/system/cpu/cpu4", str(tmp_path / "outside"))
+    assert [core["core"] for core in read_topology(root)["cores"]] == [0, 1, 2, 2, None, 5]
 
 
 def test_links_in_a_circle_read_as_nothing(tmp_path: Path) -> None:

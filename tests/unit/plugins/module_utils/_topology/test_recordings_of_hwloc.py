@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -95,6 +96,24 @@ def test_nodes_cores_and_caches(tmp_path: Path, name: str, tree: str) -> None:
         assert sorted(map(sorted, ours)) == sorted(
             sorted(n for n in group if n is not None) for group in theirs.values()
         )
+
+
+@pytest.mark.parametrize("name", ["32intel64-2p8co2t+8ve", "40intel64-2g2n4c+pcilocality", "fakepcilocalities"])
+def test_identities_are_those_of_the_single_files(tmp_path: Path, name: str) -> None:
+    """Kernels of several ages tell them at once, too; in the last one, directories are copies of others."""
+    if not (CAPTURES / f"{name}.tar.bz2").is_file():
+        pytest.skip(f"the captures of other projects are not on this machine: {CAPTURES / name}.tar.bz2")
+    topology = read(tmp_path, name)
+    [root] = tmp_path.iterdir()
+    assert topology["pci"]
+    for item in topology["pci"]:
+        device = root / "sys/bus/pci/devices" / item["bdf"]
+        assert (device / "uevent").is_file()
+        words = ("class", "vendor", "device", "subsystem_vendor", "subsystem_device")
+        code, *ids = ((device / word).read_text().strip()[2:] for word in words)
+        driver = os.readlink(device / "driver").rpartition("/")[2] if (device / "driver").is_symlink() else None
+        assert (item["class"], item["vendor"], item["device"], item["driver"]) == (code, *ids[:2], driver)
+        assert item["subsystem"] == (None if ids[2] == "0000" else f"{ids[2]}:{ids[3]}")
 
 
 def test_devices_behind_switches(tmp_path: Path) -> None:
