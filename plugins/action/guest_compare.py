@@ -80,10 +80,8 @@ def _describe_nccl(nccl: NcclComparison | None, file: str | None) -> str:
         return ""
     if nccl["equal"]:
         return f"NCCL sees the host in all {nccl['pairs']} pairs."
-    where = (
-        "with the file that it has" if file is not None else "and has no topology file (role gpu_guest puts it there)"
-    )
-    return f"NCCL does not see the host {where}: {' '.join(nccl['differences'])}"
+    why = "with the file that it has" if file is not None else "without a file (role gpu_guest puts it there)"
+    return f"NCCL does not see the host {why}: {' '.join(nccl['differences'])}"
 
 
 def _numbers(value: dict[str, Any], name: str, what: str) -> dict[int | str, int]:

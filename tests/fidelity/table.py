@@ -21,7 +21,6 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.compare imp
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.expected import expected_guest
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import Layout
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import Controller, GuestDevice
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import MODELS, read_fabric
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
 from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.guests import Guest
@@ -32,7 +31,6 @@ from tests.twin import description
 
 RESULT = workspace.WORK / "fidelity.json"
 BOOT = {"kernel": "/srv/kernel"}
-FIRST_FLAT_SLOT = 8
 
 
 @dataclass(frozen=True)
@@ -53,58 +51,31 @@ class Row:
     problems: tuple[str, ...] = ()  # where both computations disagree, or the mirror is not true
 
 
-def flat(layout: Layout) -> Layout:
-    """The same guest without expander buses and switches: each device on a port of its own on the root complex."""
-    ports: list[Controller] = []
-    devices: list[GuestDevice] = []
-    for number, device in enumerate(layout["devices"]):
-        slot, function = divmod(number, 8)
-        ports.append(
-            Controller(
-                index=number + 1,
-                model="pcie-root-port",
-                parent=0,
-                slot=FIRST_FLAT_SLOT + slot,
-                function=function,
-                bus=number + 1,
-                node=None,
-                host="",
-                guest_bdf=f"0000:00:{FIRST_FLAT_SLOT + slot:02x}.{function}",
-            )
-        )
-        devices.append(
-            GuestDevice(
-                bdf=device["bdf"],
-                controller=number + 1,
-                slot=0,
-                function=0,
-                multifunction=False,
-                guest_bdf=f"0000:{number + 1:02x}:00.0",
-            )
-        )
-    return {**layout, "pcie": ports, "devices": devices}
-
-
 def _judged(layout: Layout, topology: Topology) -> Comparison:
     guest = expected_guest(layout, topology)
     return compare(topology, guest["guest_topology"], guest["identity"], guest["node_map"], guest["cpu_map"])
 
 
+def _plan(machine: str, model: str, gpus: int, topology: Topology, mode: str) -> dict[str, Any]:
+    request = {"name": "vm", "gpus": gpus, "boot": BOOT, "pcie": mode}
+    vm: dict[str, Any] = make_plan([request], topology, [], model, machine, state="unconverted")["vms"][0]
+    return vm
+
+
 def _row(machine: str, model: str, gpus: int, topology: Topology, host: HostPaths) -> Row:
     try:
-        request = {"name": "vm", "gpus": gpus, "boot": BOOT}
-        vm: dict[str, Any] = make_plan([request], topology, [], model, machine, state="unconverted")["vms"][0]
+        vm, beside_it = (_plan(machine, model, gpus, topology, mode) for mode in ("mirror", "flat"))
     except TopovirtError as error:
         return Row(machine, model, gpus, refused=error.message)
-    mirrored, flattened = (_judged(layout, topology) for layout in (vm["layout"], flat(vm["layout"])))
+    mirrored, flattened = (_judged(layout, topology) for layout in (vm["layout"], beside_it["layout"]))
     mirror, beside = mirrored["fidelity"]["paths"], flattened["fidelity"]["paths"]
     wanted = host.classes([device["bdf"] for device in vm["layout"]["devices"]])
-    defined = Guest(vm["domain_xml"])
     problems = []
     if not mirrored["equal"]:
         problems.append("the planned guest is not true: " + "; ".join(cause["cause"] for cause in mirrored["causes"]))
-    right = sum(defined.path_class(a, b) == known for (a, b), known in wanted.items())
-    for what, figure, own in (("mirror", mirror, right), ("flat", beside, list(wanted.values()).count("PHB"))):
+    for what, figure, vm_of in (("mirror", mirror, vm), ("flat", beside, beside_it)):
+        defined = Guest(vm_of["domain_xml"])
+        own = sum(defined.path_class(a, b) == known for (a, b), known in wanted.items())
         if (figure["equal"], figure["pairs"]) != (own, len(wanted)):
             problems.append(f"{what}: the collection says {figure}, the description {own} of {len(wanted)}")
     cores, caches = mirrored["fidelity"]["siblings"], mirrored["fidelity"]["l3"]

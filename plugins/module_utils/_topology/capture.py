@@ -45,7 +45,6 @@ DIRECTORIES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("sys/devices/system/node/node[0-9]*/hugepages/*", ("free_hugepages", "nr_hugepages")),
     ("sys/devices/pci*/pci_bus/*", ("cpulistaffinity",)),
     ("sys/bus/pci/devices", ("*",)),
-    ("run/nvidia-topologyd", ("virtualTopology.xml",)),  # what NCCL is told in a guest
     ("sys/class/net", ("*",)),
     ("sys/class/infiniband", ("*",)),
     ("sys/block", ("*",)),
@@ -74,6 +73,9 @@ DIRECTORIES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ),
 )
 
+# In guests also what NCCL is told.
+IN_GUESTS = (*DIRECTORIES, ("run/nvidia-topologyd", ("virtualTopology.xml",)))
+
 # Of bridges the part of the configuration space that holds the PCI Express capability; of network adapters that may be
 # a board's fabric bridge the vital product data. Both cost accesses to the device, so nobody else's are read.
 _PCI_EXTRA = (
@@ -85,15 +87,15 @@ _MAX_MEMBERS = 200_000
 _MAX_BYTES = 256 << 20
 
 
-def script(root: str = "/") -> str:
+def script(root: str = "/", directories: Tuple[Tuple[str, Tuple[str, ...]], ...] = DIRECTORIES) -> str:
     """A shell script that writes a gzipped tar archive of the tree below ``root`` to its standard output.
 
     sysfs lies about the size of its files, so tar alone would store empty or padded ones: the files are copied to
     memory first. Processes are few, one for each directory, for starting one is slow in an emulated machine.
     """
-    patterns = " ".join(pattern for pattern, _names in DIRECTORIES)
+    patterns = " ".join(pattern for pattern, _names in directories)
     copies = []
-    for pattern, names in DIRECTORIES:
+    for pattern, names in directories:
         if not names:
             continue
         extra = f"{_PCI_EXTRA}; " if pattern == PCI_DEVICES else ""

@@ -27,10 +27,11 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.connection i
     open_libvirt,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import METADATA_TAG
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import script, unpack
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import IN_GUESTS, script, unpack
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.sysfs import Tree
 
 # Executes one command of the guest agent and returns its result.
 Agent = Callable[[Dict[str, Any]], Any]
@@ -41,6 +42,7 @@ _AGENT_CALL_SECONDS = 30  # how long one command may wait for the agent's answer
 
 # Where NCCL looks without being told (https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html).
 NCCL_FILE = "run/nvidia-topologyd/virtualTopology.xml"
+_NCCL_FILE_BYTES = 1 << 20  # NCCL holds 256 elements, some 50 KiB
 
 
 class GuestCapture(TypedDict):
@@ -159,7 +161,7 @@ def capture_guest(
 
     :raises TopovirtError: when the script fails or does not end in time.
     """
-    command = {"path": "/bin/sh", "arg": ["-c", script()], "capture-output": True}
+    command = {"path": "/bin/sh", "arg": ["-c", script(directories=IN_GUESTS)], "capture-output": True}
     pid = agent({"execute": "guest-exec", "arguments": command})["pid"]
     while True:
         status = agent({"execute": "guest-exec-status", "arguments": {"pid": pid}})
@@ -210,16 +212,13 @@ def read_guest(
     with tempfile.TemporaryDirectory(dir=workspace) as directory:
         unpack(archive, Path(directory))
         topology = read_topology(Path(directory))
-        nccl_file = Path(directory) / NCCL_FILE
-        nccl_xml = (
-            nccl_file.read_text("utf-8", "replace") if nccl_file.is_file() and not nccl_file.is_symlink() else None
-        )
+        nccl_file = Tree(Path(directory)).raw(NCCL_FILE, _NCCL_FILE_BYTES)
     return GuestCapture(
         guest_topology=topology,
         identity=read_identity(domain_xml, answer.get("return", [])),
         node_map=read_node_map(domain_xml),
         cpu_map=read_cpu_map(domain_xml),
-        nccl_xml=nccl_xml,
+        nccl_xml=None if nccl_file is None else nccl_file.decode("utf-8", "replace"),
         nvlink=_linked(domain_xml, topology),
     )
 

@@ -26,7 +26,8 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model impor
     Topology,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import bdf_key
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import CpuTopology, Layout
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.cpus import CpuTopology
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.layout import Layout
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.pcie_tree import Controller, GuestDevice
 
 EXPANDER = "pcie-expander-bus"

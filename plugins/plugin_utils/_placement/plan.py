@@ -206,7 +206,7 @@ def make_plan(
     has_fabric = any(function["role"] in FABRIC_ROLES for function in topology["pci"])
     general = _general_warnings(rules, solver)
     vms: list[dict[str, Any]] = []
-    problems: list[TopovirtError] = []
+    problems: dict[str, TopovirtError] = {}
     for request in wanted:
         stays = standing.kept.get(request.name)
         if stays is not None:
@@ -228,7 +228,7 @@ def make_plan(
                 parse_cpulist(placement["emulator_cpus"]),
             )
         except TopovirtError as error:
-            problems.append(error)
+            problems[request.name] = error
             continue
         known = existing.get(request.name)
         uuid = (known["uuid"] if known is not None else None) or str(
@@ -239,21 +239,23 @@ def make_plan(
         if request.name in explanations:
             vm["explanation"] = explanations[request.name]
         vms.append(vm)
-    if problems:
-        hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))
-        raise TopovirtError(" ".join(problem.message for problem in problems), " ".join(hints))
+    if problems and not partial:
+        hints = list(dict.fromkeys(problem.hint for problem in problems.values() if problem.hint))
+        raise TopovirtError(" ".join(problem.message for problem in problems.values()), " ".join(hints))
     plan = {
         "schema": SCHEMA,
         "basis": make_basis(topology, domains, [parse_domain(vm["domain_xml"]) for vm in vms]),
         "fabric_model": fabric_model,
         "vms": vms,
     }
-    return plan if sorted_out is None else {**plan, **_leftover(sorted_out)}
+    return plan if sorted_out is None else {**plan, **_leftover(sorted_out, problems)}
 
 
-def _leftover(sorted_out: Sorted) -> dict[str, Any]:
+def _leftover(sorted_out: Sorted, problems: Mapping[str, TopovirtError]) -> dict[str, Any]:
+    """What was not placed: for want of devices, cores or memory, or because no guest can be laid out so."""
+    refused = [*sorted_out.refused, *((name, [error.message]) for name, error in problems.items())]
     return {
-        "refused": [{"name": name, "reasons": reasons} for name, reasons in sorted_out.refused],
+        "refused": [{"name": name, "reasons": reasons} for name, reasons in refused],
         "still_fits": sorted_out.still_fits,
     }
 

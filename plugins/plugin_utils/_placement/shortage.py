@@ -45,6 +45,8 @@ def _reasons(solver: Solver, request: Request) -> list[str]:
     taken = solver.kept_back("gpu")
     if request.exact_gpus:
         return [f"asks for GPUs of which not all are free{taken}"]
+    if len(free.gpus) >= request.gpus and (tied := solver.ties()):
+        return [f"asks for {request.gpus} GPUs, {len(free.gpus)} are free, but {'; '.join(tied)}{taken}"]
     if len(free.gpus) >= request.gpus:
         what = "partition" if solver.fabric.model == "shared_nvswitch" else "set"
         return [f"asks for {request.gpus} GPUs, {len(free.gpus)} are free but form no {what} of that size{taken}"]

@@ -365,6 +365,19 @@ class Solver:
             return size
         return spread(size, free.cores, free.pages, self.inventory.nearest_nodes)
 
+    def ties(self) -> list[str]:
+        """Which free GPUs cannot be given out one by one, as they share an IOMMU group."""
+        together = {
+            (self._group(gpu) or 0, tuple(sorted(tied.intersection(self.fabric.gpus))))
+            for gpu in self.free.gpus
+            if (tied := self._ties[gpu]) is not None
+        }
+        return [
+            f"GPUs {' and '.join(gpus)} share IOMMU group {number}"
+            for number, gpus in sorted(together)
+            if len(gpus) > 1
+        ]
+
     def kept_back(self, role: str) -> str:
         """Which devices of a role cannot be given out and why, as an addition to a sentence."""
         reasons = list(

@@ -18,9 +18,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains impo
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.compare import compare
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import ROLES, Topology
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._guest.expected import expected_guest
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import read_fabric
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import parse_policy, parse_requests
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.guest_svg import draw_guest
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._report.svg import draw_host
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._vms.requests import resolve
@@ -39,56 +37,6 @@ NOTE = (
 class Design(TypedDict):
     plan: dict[str, Any]  # plan.json
     files: dict[str, str]  # name -> text, plan.json included
-
-
-class _Machine:
-    """The machine and the rules for everything that is planned on it."""
-
-    def __init__(self, topology: Topology, fabric_model: str, name: str, policy: Mapping[str, Any] | None) -> None:
-        self.topology, self.fabric_model, self.name, self.policy = topology, fabric_model, name, policy
-
-    def plan(self, requests: Sequence[Mapping[str, Any]], beside: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """The VMs of a batch.
-
-        :param beside: definitions of VMs that are there already.
-        :raises TopovirtError: when the batch does not fit.
-        """
-        domains = [parse_domain(xml) for xml in beside]
-        vms: list[dict[str, Any]] = make_plan(
-            requests, self.topology, domains, self.fabric_model, self.name, self.policy, "unconverted"
-        )["vms"]
-        return vms
-
-    def place(self, requests: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The VMs that fit, and the others with their reasons: by priority, then in the order of the list."""
-        try:
-            return self.plan(requests), []
-        except TopovirtError:
-            pass
-        placed: list[dict[str, Any]] = []
-        accepted: list[Mapping[str, Any]] = []
-        refused: list[dict[str, Any]] = []
-        for request in sorted(requests, key=lambda request: -int(request.get("priority", 0))):
-            try:
-                placed = self.plan([*accepted, request])
-                accepted.append(request)
-            except TopovirtError as error:
-                refused.append({"name": request["name"], "reasons": [error.message]})
-        order = [request["name"] for request in requests]
-        return sorted(placed, key=lambda vm: order.index(vm["name"])), refused
-
-    def still_fits(self, vms: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Numbers of GPUs, ascending, of which one more VM fits beside these, all else left to "auto"."""
-        sizes = []
-        name = "-".join(["x", *(vm["name"] for vm in vms)])[:64]
-        beside = [vm["domain_xml"] for vm in vms]
-        for gpus in sorted(read_fabric(self.topology, self.fabric_model).sizes):
-            try:
-                self.plan([{"name": name, "gpus": gpus, "boot": {"kernel": "/"}}], beside)
-            except TopovirtError:
-                continue
-            sizes.append(gpus)
-        return sizes
 
 
 def _requests(
@@ -123,6 +71,7 @@ def _spec(vm: Mapping[str, Any], topology: Topology, assumed: bool) -> tuple[dic
         "boot_assumed": assumed,
         "placement": vm["placement"],
         "layout": vm["layout"],
+        "explanation": vm["explanation"],
         "fidelity": comparison["fidelity"],
         "causes": comparison["causes"],
         "cpu_differences": comparison["cpu_differences"],
@@ -169,11 +118,8 @@ def design(
             "gpu_vms is empty: there is nothing to plan.", "List the VMs that you want, as for deploy-vms."
         )
     requests, assumed = _requests(vms, images or {}, "/")
-    parse_requests(requests)
-    parse_policy(policy)
-    read_fabric(topology, fabric_model)
-    machine = _Machine(topology, fabric_model, name, policy)
-    placed, refused = machine.place(requests)
+    made = make_plan(requests, topology, [], fabric_model, name, policy, "unconverted", explain=True, partial=True)
+    placed = made["vms"]
     files: dict[str, str] = {}
     summaries = []
     for vm in placed:
@@ -195,8 +141,8 @@ def design(
         "picture": HOST_PICTURE,
         "fabric_model": fabric_model,
         "placed": summaries,
-        "refused": refused,
-        "still_fits": {"gpus": machine.still_fits(placed)},
+        "refused": made["refused"],
+        "still_fits": {"gpus": made["still_fits"]},
         "notes": [NOTE],
     }
     return Design(plan=plan, files={**files, "plan.json": _as_json(plan)})

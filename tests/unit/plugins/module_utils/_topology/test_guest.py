@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology import guest
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import script
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import IN_GUESTS, script
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._topology.machine import two_level_machine
 
 # A live domain as libvirt prints it, shortened: two hostdevs, an interface that is one, an emulated disk.
@@ -240,7 +240,6 @@ class Hypervisor:
     def __init__(self, root: Path, active: bool = True, silent: int = 0, error: LibvirtError | None = None) -> None:
         self.root, self.active, self.silent, self.error = root, active, silent, error
         self.output = b""
-        self.domain = DOMAIN
 
     def registerErrorHandler(self, handler: Any, context: Any) -> None:
         pass
@@ -255,7 +254,7 @@ class Hypervisor:
     def lookupByName(self, name: str) -> Any:
         if name != "train-0":
             raise LibvirtError(f"Domain not found: no domain with matching name '{name}'", self.VIR_ERR_NO_DOMAIN)
-        return SimpleNamespace(isActive=lambda: self.active, XMLDesc=lambda flags: self.domain)
+        return SimpleNamespace(isActive=lambda: self.active, XMLDesc=lambda flags: DOMAIN)
 
     def qemuMonitorCommand(self, domain: Any, text: str, flags: int) -> str:
         assert json.loads(text) == {"execute": "query-pci"}
@@ -271,7 +270,9 @@ class Hypervisor:
         if self.error is not None:
             raise self.error
         if command["execute"] == "guest-exec":
-            self.output = subprocess.run(["/bin/sh", "-c", script(str(self.root))], capture_output=True).stdout
+            self.output = subprocess.run(
+                ["/bin/sh", "-c", script(str(self.root), IN_GUESTS)], capture_output=True
+            ).stdout
             return '{"return": {"pid": 5}}'
         return json.dumps({"return": {"exited": True, "exitcode": 0, "out-data": encoded(self.output)}})
 
@@ -284,7 +285,7 @@ def test_read_guest(tmp_path: Path) -> None:
     assert found["identity"]["0000:23:00.0"] == "0000:42:00.0"
     assert found["node_map"] == {"0": 1, "1": 0}
     assert len(found["guest_topology"]["pci"]) == 21
-    assert (found["nccl_xml"], found["nvlink"]) == (None, False)
+    assert (found["nccl_xml"], found["nvlink"]) == (None, True)  # there is an NVSwitch
     assert list(workspace.iterdir()) == []
 
 
@@ -298,12 +299,10 @@ def test_read_guest_brings_what_nccl_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("partition", "linked"), [("3", True), ("null", False)])
-def test_a_partition_links_the_gpus(tmp_path: Path, partition: str, linked: bool) -> None:
+def test_a_partition_links_the_gpus(partition: str, linked: bool) -> None:
     metadata = f"<metadata><t:vm xmlns:t='urn:topovirt:kvm:1'>{{\"partition\": {partition}}}</t:vm></metadata>"
-    hypervisor = Hypervisor(two_level_machine(tmp_path / "guest").root)
-    hypervisor.domain = DOMAIN.replace("<cpu>", f"{metadata}<cpu>")
-    found = guest.read_guest("train-0", "qemu:///system", 30, tmp_path, (hypervisor, hypervisor))
-    assert found["nvlink"] is linked
+    domain = DOMAIN.replace("<cpu>", f"{metadata}<cpu>")
+    assert guest._linked(domain, {"pci": [{"role": "gpu"}]}) is linked  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize(

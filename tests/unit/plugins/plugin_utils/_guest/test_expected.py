@@ -61,8 +61,8 @@ def test_the_plan_of_the_whole_machine_is_true() -> None:
     assert result["equal"] and result["cpus_equal"]
     assert result["fidelity"] == {
         "paths": {"equal": 190, "pairs": 190},
-        "siblings": {"equal": 15400, "pairs": 15400},
-        "l3": {"equal": 15400, "pairs": 15400},
+        "siblings": {"equal": 16836, "pairs": 16836},
+        "l3": {"equal": 16836, "pairs": 16836},
     }
 
 
