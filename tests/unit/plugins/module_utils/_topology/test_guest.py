@@ -173,7 +173,11 @@ def answers(*statuses: dict[str, Any]) -> guest.Agent:
 
     def agent(command: dict[str, Any]) -> Any:
         if command["execute"] == "guest-exec":
-            assert command["arguments"] == {"path": "/bin/sh", "arg": ["-c", script()], "capture-output": True}
+            assert command["arguments"] == {
+                "path": "/bin/sh",
+                "arg": ["-c", script(directories=IN_GUESTS)],
+                "capture-output": True,
+            }
             return {"pid": 77}
         assert command == {"execute": "guest-exec-status", "arguments": {"pid": 77}}
         return next(left)

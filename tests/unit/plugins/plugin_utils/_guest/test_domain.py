@@ -218,6 +218,6 @@ def test_an_old_libvirt_carries_no_nccl_file() -> None:
     topology["software"]["libvirt"] = "6.4.0"
     for function in topology["pci"]:
         function["bars"] = []  # which such a libvirt has no room for
-    (vm,) = make_plan([request("a", 8)], topology, [], "full_passthrough", "host")["vms"]
+    (vm,) = make_plan([request("a", 8, memory="64GiB")], topology, [], "full_passthrough", "host")["vms"]
     assert ET.fromstring(vm["domain_xml"]).find("sysinfo") is None
     assert any("no NCCL file" in warning for warning in vm["warnings"])
