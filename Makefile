@@ -21,7 +21,7 @@ demo: python ## the whole job on an emulated server; MACHINE=hgx-h200, KEEP=1 le
 	@$(PYTHON) -m tests.tools.prepare --emulate
 	@$(PYTHON) -m tests.tools.inside tests.demo --machine $(MACHINE) $(if $(KEEP),--keep)
 
-bench: setup ## what the reader costs beside others, and how much rubbish it survives; last line: the JSON file
+bench: setup ## what the reader costs beside others, how much rubbish it survives, is placement the best; last line: the JSON file
 	@$(PYTHON) -m tests.tools.inside tests.bench
 
 scenario: python ## one molecule scenario alone: NAME=default, NAME=hgx-h200

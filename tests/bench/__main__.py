@@ -1,7 +1,7 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``make bench``: what the reader costs beside others, and how much rubbish it survives.
+"""``make bench``: what the reader costs beside others, how much rubbish it survives, and whether placement is optimal.
 
 The last line is the path of the same as JSON: a list of {name, unit, ours, peers, floor}.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
-from tests.bench import fuzz, lstopo, reader
+from tests.bench import fuzz, lstopo, optimum, reader
 from tests.bench.result import Row, table
 from tests.tools import progress, workspace
 from tests.twin import description, mutations, recorded
@@ -26,6 +26,7 @@ from tests.twin import description, mutations, recorded
 RESULT = workspace.WORK / "bench.json"
 MUTATIONS = 100_000
 TREES_AT_ONCE = 2000
+PART_FILLED_HOSTS = 500
 MACHINES = ("hgx-h200", "dgx-2")
 
 
@@ -73,6 +74,8 @@ def main() -> int:
     rows += sizes()
     progress.say(f"harming trees, {MUTATIONS} mutations")
     rows.append(survived())
+    progress.say(f"placing every batch on every machine, empty and filled in {PART_FILLED_HOSTS} ways")
+    rows += optimum.proven(PART_FILLED_HOSTS)
     print(table(rows))
     RESULT.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
     print(RESULT)
