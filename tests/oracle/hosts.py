@@ -184,7 +184,7 @@ class _Filler:
     def add(self) -> None:
         """One VM, of which libvirt knows; running ones use their huge pages up."""
         random = self.random
-        size = random.choice((1, 1, 2, 2, 4))
+        size = random.choice((1, 1, 2))
         hostdevs = (
             self._take("gpu", size)
             | self._take("nic", random.choice((0, 1, size)))
@@ -202,7 +202,7 @@ class _Filler:
                 cpus += threads[:1] if foreign else threads
             counts = next(item for item in self.topology["numa_nodes"] if item["id"] == node)["hugepages"][PAGES]
             memory[str(node)] = (
-                min(counts["free"], random.choice((1, counts["total"] // 8, counts["total"] // 2))) * GIB_PAGE
+                min(counts["free"], random.choice((1, 1, counts["total"] // 8, counts["total"] // 2))) * GIB_PAGE
             )
         state = random.choice(("running", "running", "paused", "shut off", "crashed"))
         huge = not foreign or random.random() < 0.5
@@ -268,7 +268,7 @@ def part_filled(seed: int) -> Host:
         topology,
         tuple(filler.domains),
         random.choice((1, 1, max(1, cores // 2), cores)),
-        random.choice((8, 8, pages // 2, pages)),
+        random.choice((8, 8, 8, pages // 2, pages)),
         random.choice(NIC_RULES),
         random.choice(NVME_RULES),
     )

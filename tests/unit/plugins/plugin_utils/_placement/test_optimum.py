@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 
 from tests.oracle import hosts, wrong
@@ -15,7 +17,6 @@ from tests.oracle.hosts import Host
 from tests.oracle.optimum import Count
 from tests.oracle.prove import judged
 from tests.oracle.subject import ours
-from tests.oracle.truth import pairs_tied
 from tests.twin.description import names
 
 SEEDS = 48  # each machine with each fabric model twice
@@ -26,9 +27,9 @@ MOST_OF_SIXTEEN = 8
 # Hosts on which a wrong solver shows quickly.
 CAUGHT_ON = {
     "greedy": lambda: hosts.empty("hgx-h200", "shared_nvswitch"),
-    "batch placed one by one": lambda: hosts.part_filled(10),
+    "batch placed one by one": lambda: hosts.part_filled(32),
     "path classes exchanged": lambda: hosts.empty("hgx-h200", "none"),
-    "dealing without a limit for each GPU": lambda: hosts.part_filled(16),
+    "dealing without a limit for each GPU": lambda: hosts.part_filled(13),
     "nodes ignored": lambda: hosts.part_filled(10),
     "capacity ignored": lambda: hosts.empty("hgx-h200", "shared_nvswitch"),
     "IOMMU groups forgotten": lambda: hosts.empty("dgx-2", "full_passthrough"),
@@ -56,7 +57,7 @@ def test_every_batch_on_the_empty_machine(machine: str) -> None:
 def test_every_batch_on_a_part_filled_host(seed: int) -> None:
     count = Count()
     host = hosts.part_filled(seed)
-    if not pairs_tied(host.truth()):
+    if not any(a.group == b.group for a, b in combinations(host.truth().units, 2)):
         check(host, count)
     print(f"{host.name}: {count}")
 
