@@ -322,47 +322,47 @@ class Oracle:
     def _key(self, state: State, value: tuple[int, int]) -> Key:
         return value[0] + int(self._promised(state)), value[1], self.capacity(state[0])
 
-    def _best_key(self, items: tuple[_Item, ...]) -> tuple[Key, float] | None:
-        """Levels 1 to 3 of the best, and the excess that was allowed for it."""
+    def _best_key(self, items: tuple[_Item, ...]) -> Key | None:
+        """Levels 1 to 3 of the best."""
         for excess in ALLOWED_EXCESS:
             states = self._states(items, excess)
             if states:
-                return min(self._key(state, value) for state, value in states.items()), excess
+                return min(self._key(state, value) for state, value in states.items())
         return None
 
-    def _cheapest_next(
-        self, items: tuple[_Item, ...], number: int, excess: float, state: State
-    ) -> Iterator[tuple[int, State]]:
-        """Ways to add a VM that are the cheapest to where they lead: parts of a best placement are nothing else."""
-        own, nodes = self._states(items[:number], excess)[self.canonical(state)]
-        there = self._states(items[: number + 1], excess)
-        for chosen, then, more in self._next(state, items[number]):
-            if there.get(self.canonical(then)) == (own + more, nodes + self.nodes_of(chosen)):
-                yield chosen, then
-
-    def _first(self, items: tuple[_Item, ...], key: Key, excess: float) -> list[int]:
+    def _first(self, items: tuple[_Item, ...], key: Key) -> list[int]:
         """Level 4: GPUs of each VM, of all placements with this key."""
+        rest = [
+            sum(self.cheapest[role] * item.wanted.of(role) for item in items[number:] for role in ROLES)
+            for number in range(len(items) + 1)
+        ]
 
         @cache
-        def leads(number: int, state: State) -> bool:
-            """Can the key be reached from here?"""
+        def leads(number: int, state: State, own: int, nodes: int) -> bool:
+            """Can the key be reached from here? Exchanged states answer alike; each VM to come has a node at least."""
+            if own + self._promised(state) + rest[number] > key[0] or nodes + len(items) - number > key[1]:
+                return False
             if number == len(items):
-                return self._key(state, self._states(items, excess)[state]) == key
+                return self._key(state, (own, nodes)) == key
             return any(
-                leads(number + 1, self.canonical(then))
-                for _chosen, then in self._cheapest_next(items, number, excess, state)
+                leads(number + 1, self.canonical(then), own + more, nodes + self.nodes_of(chosen))
+                for chosen, then, more in self._next(state, items[number])
             )
 
         result: list[int] = []
-        states: set[State] = {(0, 0, 0)}
-        for number in range(len(items)):
-            by_set: dict[int, set[State]] = {}
-            for state in states:
-                for chosen, then in self._cheapest_next(items, number, excess, state):
-                    by_set.setdefault(chosen, set()).add(then)
+        reached: set[tuple[State, int, int]] = {((0, 0, 0), 0, 0)}
+        for number, item in enumerate(items):
+            by_set: dict[int, set[tuple[State, int, int]]] = {}
+            for state, own, nodes in reached:
+                for chosen, then, more in self._next(state, item):
+                    by_set.setdefault(chosen, set()).add((then, own + more, nodes + self.nodes_of(chosen)))
             for chosen in sorted(by_set, key=self.rank):
-                states = {then for then in by_set[chosen] if leads(number + 1, self.canonical(then))}
-                if states:
+                reached = {
+                    (then, own, nodes)
+                    for then, own, nodes in by_set[chosen]
+                    if leads(number + 1, self.canonical(then), own, nodes)
+                }
+                if reached:
                     result.append(chosen)
                     break
         return result
@@ -393,15 +393,15 @@ class Oracle:
                 )
                 for place, index in enumerate(order)
             )
-            best = self._best_key(items)
-            if best is not None and (not found or best[0] <= min(found)[0]):
-                chosen = self._first(items, *best)
-                found.append((best[0], [self.rank(mask) for mask in chosen], chosen))
+            key = self._best_key(items)
+            if key is not None and (not found or key <= min(found)[0]):
+                chosen = self._first(items, key)
+                found.append((key, [self.rank(mask) for mask in chosen], chosen))
         if not found:
             return None
-        key, _ranks, chosen = min(found)
+        best, _ranks, chosen = min(found)
         by_place = dict(zip(order, chosen, strict=True))
-        return Optimum(key, tuple(self.names(by_place[index]) for index in range(len(batch))))
+        return Optimum(best, tuple(self.names(by_place[index]) for index in range(len(batch))))
 
 
 def _parts(most: Sequence[int], count: int) -> Iterator[tuple[int, ...]]:
