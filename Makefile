@@ -21,7 +21,7 @@ demo: python ## the whole job on an emulated server; MACHINE=hgx-h200, KEEP=1 le
 	@$(PYTHON) -m tests.tools.prepare --emulate
 	@$(PYTHON) -m tests.tools.inside tests.demo --machine $(MACHINE) $(if $(KEEP),--keep)
 
-bench: setup ## what reader and placement cost beside others, rubbish that is survived; last line: the JSON file
+bench: setup ## reader and placement beside others, rubbish that is survived, is placement the best; last line: the JSON file
 	@$(PYTHON) -m tests.tools.inside tests.bench
 
 fidelity: setup ## machine x size: what guests should see of the host's paths, mirrored and flat; last line: the JSON file

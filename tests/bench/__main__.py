@@ -1,7 +1,8 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``make bench``: what reader and placement cost beside others, and how much rubbish the reader survives.
+"""``make bench``: what reader and placement cost beside others, how much rubbish the reader survives, and whether
+placement is optimal.
 
 The last line is the path of the same as JSON: a list of {name, unit, ours, peers, floor}.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
-from tests.bench import fuzz, lstopo, placement, reader
+from tests.bench import fuzz, lstopo, optimum, placement, reader
 from tests.bench.result import Row, table
 from tests.tools import progress, workspace
 from tests.twin import description, mutations, recorded
@@ -29,6 +30,7 @@ from tests.twin.addresses import module_ids
 RESULT = workspace.WORK / "bench.json"
 MUTATIONS = 100_000
 TREES_AT_ONCE = 2000
+PART_FILLED_HOSTS = 500
 MACHINES = ("hgx-h200", "dgx-2")
 
 
@@ -87,6 +89,8 @@ def main() -> int:
     placed = placement.rows(topologies)
     progress.say(f"harming trees, {MUTATIONS} mutations")
     rows.append(survived())
+    progress.say(f"placing every batch on every machine, empty and filled in {PART_FILLED_HOSTS} ways")
+    rows += optimum.proven(PART_FILLED_HOSTS)
     print(table(rows))
     print("", "Placement", *placement.NOTES, table(placed), sep="\n")
     RESULT.write_text(json.dumps([asdict(row) for row in [*rows, *placed]], indent=1), encoding="utf-8")

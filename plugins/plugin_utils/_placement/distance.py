@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import CLASSES, Paths
 
@@ -58,4 +58,31 @@ class Distances:
             near = sum([min(seats_there, units.get(cluster, 0)) for cluster, seats_there in taken.items()])
             if near < count:
                 total += count - near
+        return total
+
+    def least_together(
+        self, chosen: Sequence[tuple[Sequence[str], int]], free: Iterable[str], count: int, seats: int
+    ) -> int:
+        """What several VMs pay together at least, some of which have no GPUs yet.
+
+        :param chosen: GPUs and number of units of each VM that has them.
+        :param free: GPUs that the others can have; together they take ``count`` units, at most ``seats`` for a GPU.
+        """
+        whole = count + sum(wanted for _gpus, wanted in chosen)
+        if not whole:
+            return 0
+        rest = list(free)
+        total = 0
+        for of_gpu, units in self._levels:
+            taken: dict[int, int] = {}
+            for gpus, wanted in [*chosen, (rest, count)]:
+                most = seats if gpus is rest else -(-wanted // len(gpus))
+                own: dict[int, int] = {}
+                for gpu in gpus:
+                    cluster = of_gpu[gpu]
+                    own[cluster] = own.get(cluster, 0) + most
+                for cluster, places in own.items():
+                    taken[cluster] = taken.get(cluster, 0) + min(places, wanted)
+            near = sum([min(places, units.get(cluster, 0)) for cluster, places in taken.items()])
+            total += max(0, whole - near)
         return total

@@ -10,9 +10,10 @@ after the other, nearest first, and leaves out what a lower bound shows to be no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import product
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.assign import Taker, assign
@@ -27,6 +28,9 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing imp
 SEARCH_LIMIT = 100_000
 # What one path class weighs against the order of devices below their switches.
 _CLASS_WEIGHT = 1_000_000
+_OWNED_FIRST = 1_000 * _CLASS_WEIGHT
+# Ways to give out IOMMU groups that hold a NIC and a drive; beyond that the best of so many is taken.
+MIXED_LIMIT = 1_000
 
 
 @dataclass(frozen=True)
@@ -186,13 +190,19 @@ class Solver:
         counts: Sequence[int],
         exact: Sequence[tuple[str, ...]],
         distances: Distances,
+        owner_of: Mapping[str, str | None],
     ) -> tuple[int, dict[str, tuple[str, ...]]] | None:
-        """Units for several VMs at once: sum of path classes, and VM -> devices. None when there are too few."""
+        """Units for several VMs at once: sum of path classes, and VM -> devices. None when there are too few.
+
+        :param owner_of: devices that one VM or nobody has -> that VM.
+        """
         by_name = {unit.devices[0]: unit for unit in units}
         owned: dict[str, frozenset[str]] = {}
         wanted: dict[str, frozenset[str]] = {}
-        for (_request, item), names in zip(sets, exact, strict=True):
+        vm_of: dict[str, str] = {}
+        for (request, item), names in zip(sets, exact, strict=True):
             for gpu in item.gpus:
+                vm_of[gpu] = request.name
                 owned[gpu] = frozenset((*item.gpus, *item.switches))
                 wanted[gpu] = frozenset(names)
         claimed = frozenset(name for names in exact for name in names)
@@ -204,7 +214,11 @@ class Solver:
                 claimed.intersection(unit.devices) if asked is None else asked.isdisjoint(unit.devices)
             ):
                 return None
-            return distances.cost[gpu][name] * _CLASS_WEIGHT + abs(self._ranks[gpu] - self._ranks[name])
+            weight = distances.cost[gpu][name] * _CLASS_WEIGHT + abs(self._ranks[gpu] - self._ranks[name])
+            if name in owner_of:
+                # Its owner takes it before any other, as it comes along anyway.
+                return weight - _OWNED_FIRST if owner_of[name] == vm_of[gpu] else None
+            return weight
 
         takers = [Taker(request.name, item.gpus, count) for (request, item), count in zip(sets, counts, strict=True)]
         given = assign(takers, list(by_name), price)
@@ -217,16 +231,18 @@ class Solver:
         }
 
     def _attach_nics(
-        self, sets: Sequence[tuple[Request, GpuSet]], free: Free
+        self, sets: Sequence[tuple[Request, GpuSet]], free: Free, owner_of: Mapping[str, str | None]
     ) -> tuple[int, dict[str, tuple[str, ...]]] | None:
         counts = [self._units_of(request, self.nic_count, request.exact_nics, free.nics) for request, _set in sets]
-        return self._attach(sets, free.nics, counts, [request.exact_nics for request, _set in sets], self._nics)
+        return self._attach(
+            sets, free.nics, counts, [request.exact_nics for request, _set in sets], self._nics, owner_of
+        )
 
     def _attach_nvmes(
-        self, sets: Sequence[tuple[Request, GpuSet]], units: Sequence[Unit]
+        self, sets: Sequence[tuple[Request, GpuSet]], units: Sequence[Unit], owner_of: Mapping[str, str | None]
     ) -> tuple[int, dict[str, tuple[str, ...]]] | None:
         counts = [self._units_of(request, self.nvme_count, request.exact_nvmes, units) for request, _set in sets]
-        return self._attach(sets, units, counts, [request.exact_nvmes for request, _set in sets], self._nvmes)
+        return self._attach(sets, units, counts, [request.exact_nvmes for request, _set in sets], self._nvmes, owner_of)
 
     @staticmethod
     def _units_of(
@@ -241,13 +257,33 @@ class Solver:
 
     def attach(self, sets: Sequence[tuple[Request, GpuSet]], free: Free) -> tuple[int, list[Placed]] | None:
         """NICs and NVMe devices for chosen GPU sets, at the least sum of path classes; None when there are too few."""
-        nics = self._attach_nics(sets, free)
-        if nics is None:
-            return None
-        # A NIC takes its whole IOMMU group with it, so an NVMe of that group can only go to the same VM.
-        gone = {other for taken in nics[1].values() for nic in taken for other in self.inventory.group_of(nic)}
-        nvmes = self._attach_nvmes(sets, [unit for unit in free.nvmes if unit.devices[0] not in gone])
-        if nvmes is None:
+        # A NIC takes its whole IOMMU group with it, so a drive of that group can only go to the same VM. Such groups
+        # are rare: each is given to nobody, then to each VM in turn, before the other devices are.
+        names = [request.name for request, _set in sets]
+        drives = {device for unit in free.nvmes for device in unit.devices}
+        mixed = [unit for unit in free.nics if not drives.isdisjoint(self.inventory.group_of(unit.devices[0]))]
+        best: tuple[int, list[Placed]] | None = None
+        for number, owners in enumerate(product([None, *names], repeat=len(mixed))):
+            if number == MIXED_LIMIT:
+                self.undecided = True
+                break
+            tied = {unit.devices[0]: owner for unit, owner in zip(mixed, owners, strict=True)}
+            found = self._attach_both(sets, free, tied)
+            if found is not None and (best is None or found[0] < best[0]):
+                best = found
+        return best
+
+    def _attach_both(
+        self, sets: Sequence[tuple[Request, GpuSet]], free: Free, tied: Mapping[str, str | None]
+    ) -> tuple[int, list[Placed]] | None:
+        """NICs and drives, where the groups of these NICs have their owners already.
+
+        :param tied: NIC -> VM that has it and the drives of its group, None when they are given to nobody.
+        """
+        owner_of = {other: owner for nic, owner in tied.items() for other in self.inventory.group_of(nic)}
+        nics = self._attach_nics(sets, free, owner_of)
+        nvmes = None if nics is None else self._attach_nvmes(sets, free.nvmes, owner_of)
+        if nics is None or nvmes is None:
             return None
         placed = []
         for request, item in sets:
@@ -351,9 +387,9 @@ class Solver:
             for node in sorted(self.far_from(request).intersection(size.nodes))
         ]
         pair = [(request, item)]
-        if self._attach_nics(pair, free) is None:
+        if self._attach_nics(pair, free, {}) is None:
             found.append(f"needs {self.nic_count(request)} NICs, {len(free.nics)} are free{self.kept_back('nic')}")
-        if self._attach_nvmes(pair, free.nvmes) is None:
+        if self._attach_nvmes(pair, free.nvmes, {}) is None:
             found.append(
                 f"needs {self.nvme_count(request)} NVMe devices, {len(free.nvmes)} are free{self.kept_back('nvme')}"
             )
@@ -485,6 +521,9 @@ class _Search:
         self.kinds = [solver.kind_of(request) for request in requests]
         self._options: dict[tuple[int, frozenset[str]], list[_Choice]] = {}
         self._whole: dict[frozenset[str], tuple[int, ...]] = {}
+        # Units that each VM takes; those that it names can be anywhere, so they say nothing about distances.
+        self.nics = [0 if request.exact_nics else solver.nic_count(request) for request in requests]
+        self.nvmes = [0 if request.exact_nvmes else solver.nvme_count(request) for request in requests]
 
     def run(self) -> list[Solution]:
         if self.left < 0:
@@ -569,6 +608,9 @@ class _Search:
             bound = (further + rest_distance, spanned + rest_nodes, self._still_whole(gpus))
             if self._hopeless(bound, [*order, choice.order]):
                 continue
+            # What all VMs pay together, as they cannot all have the nearest devices.
+            if self._farther(self._least([*chosen, choice], gpus), spanned + rest_nodes):
+                continue
             smaller = Free(
                 gpus,
                 {node: count - size.cores.get(node, 0) for node, count in free.cores.items()},
@@ -593,6 +635,17 @@ class _Search:
             if apart and not taken.nodes.isdisjoint(size.nodes):
                 return True
         return False
+
+    def _least(self, chosen: Sequence[_Choice], free: frozenset[str]) -> int:
+        """A lower bound of the distances of the whole batch, when the first VMs have these sets."""
+        total = 0
+        for distances, counts in ((self.solver._nics, self.nics), (self.solver._nvmes, self.nvmes)):
+            rest = counts[len(chosen) :]
+            gpus = [request.gpus for request in self.requests[len(chosen) :]]
+            seats = max((-(-count // size) for count, size in zip(rest, gpus, strict=True)), default=0)
+            taken = [(choice.gpu_set.gpus, count) for choice, count in zip(chosen, counts, strict=False)]
+            total += distances.least_together(taken, free, sum(rest), seats)
+        return total
 
     def _leaf(self, chosen: list[_Choice], sizes: list[Size], free: Free, nodes: int) -> None:
         sets = [(request, choice.gpu_set) for request, choice in zip(self.requests, chosen, strict=True)]
