@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,7 +80,7 @@ def sizes(machine: str, model: str) -> list[int]:
     return [size for size in SIZES if size in offered]
 
 
-def cases(machines: Iterable[str] | None = None, firmware: Iterable[str] = tuple(BOOTS)) -> Iterator[Case]:
+def cases(machines: Iterable[str] | None = None, firmware: Collection[str] = tuple(BOOTS)) -> Iterator[Case]:
     """Every case of the machines (all by default)."""
     for machine in machines or description.names():
         for model in MODELS:
@@ -101,20 +101,22 @@ def plan(case: Case, **more: Any) -> dict[str, Any]:
     return result
 
 
-def largest(machine: str) -> tuple[Case, dict[str, str]]:
-    """The VM with the most devices that can be planned, with UEFI if it can be, and the larger ones that cannot.
+def largest(machine: str, firmware: Collection[str] | None = None) -> tuple[Case, dict[str, str]]:
+    """The VM with the most devices that can be planned, with UEFI if it can be, and those that cannot.
 
-    :returns: the case, and case as text -> why not for what would have come before it.
+    :param firmware: keys of BOOTS to choose from; all by default.
+
+    :returns: the case, and for each case of at least as many GPUs that is refused: its text -> why.
     :raises TopovirtError: the machine can have no VM at all.
     """
-    refused: dict[str, str] = {}
+    refused: dict[Case, str] = {}
     found: dict[Case, int] = {}
-    for case in cases([machine]):
+    for case in cases([machine], firmware or BOOTS):
         try:
             found[case] = len(plan(case)["layout"]["devices"])
         except TopovirtError as error:
-            refused[str(case)] = error.message
+            refused[case] = error.message
     if not found:
         raise TopovirtError(f"{machine} can have no VM: {'; '.join(refused.values())}")
     best = max(found, key=lambda case: (case.gpus, found[case], case.firmware == "uefi"))
-    return best, {text: why for text, why in refused.items() if int(text.split()[2]) >= best.gpus}
+    return best, {str(case): why for case, why in refused.items() if case.gpus >= best.gpus}
