@@ -34,6 +34,7 @@ def main() -> int:
     judge = commands.add_parser("validate", help="libvirt's schema and translation, for every machine, model and size")
     start = commands.add_parser("boot", help="boot the largest VM of each machine and judge what its kernel sees")
     start.add_argument("--firmware", choices=sorted(cases.BOOTS), help="default: uefi where the planner allows it")
+    start.add_argument("--fewest-bits", action="store_true", help="with no more address bits than the plan needs")
     start.add_argument("--controls", action="store_true", help="boot guests that are wrong on purpose instead")
     for command in (judge, start):
         command.add_argument("machines", nargs="*", metavar="MACHINE", help=f"of {', '.join(description.names())}")
@@ -48,7 +49,7 @@ def main() -> int:
             return validated(options.machines, options.json)
         if options.controls:
             return controlled(options.json)
-        return booted(options.machines or description.names(), options.firmware, options.json)
+        return booted(options.machines or description.names(), options.firmware, options.fewest_bits, options.json)
     except (BakeError, TwinError, TopovirtError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -67,14 +68,15 @@ def validated(machines: list[str], output: Path | None) -> int:
     return 0 if all(verdict.good or verdict.refused for verdict in verdicts) else 1
 
 
-def booted(machines: Sequence[str], firmware: str | None, output: Path | None) -> int:
+def booted(machines: Sequence[str], firmware: str | None, fewest_bits: bool, output: Path | None) -> int:
     images = bake.ensure_guest_images(cache_directory(), progress.say)
     results, refused = [], {}
     for machine in machines:
         case, larger = cases.largest(machine, [firmware] if firmware else None)
         refused.update(larger)
         progress.say(f"booting {case}")
-        results.append(boot.boot(images, case, cases.plan(case), cache_directory()))
+        vm = controls.fewest_addresses(cases.plan(case)) if fewest_bits else cases.plan(case)
+        results.append(boot.boot(images, case, vm, cache_directory()))
         write(output, results)
     print(boot.table(results))
     for case_name, why in refused.items():

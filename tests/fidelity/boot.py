@@ -49,6 +49,7 @@ class Booted:
     """A guest after its boot."""
 
     case: Case
+    phys_bits: int  # address width of the guest's CPU
     ready_seconds: float  # from power-on until the agent answered
     seconds: float  # until it was off again
     findings: guest_tree.Findings | None  # None: it never answered
@@ -76,7 +77,8 @@ def boot(images: GuestImages, case: Case, vm: dict[str, Any], cache: Path) -> Bo
     directory = workspace.WORK / "fidelity" / case.machine
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    argv = _translated(images, vm, directory)
+    bits = vm["layout"]["mmio"]["phys_bits"]
+    argv = _translated(images, vm, bits, directory)
     launch = _launch(images, case, argv, directory)
     lock = Lock(cache).take({"machine": f"guest of {case}", "directory": str(directory), "pid": os.getpid()})
     begin = time.monotonic()
@@ -94,7 +96,7 @@ def boot(images: GuestImages, case: Case, vm: dict[str, Any], cache: Path) -> Bo
         except (TopovirtError, OSError) as error:
             words = tail(directory / stand_ins.SERIAL_LOG, 5) or tail(directory / "qemu.log", 5)
             failure = f"the guest did not come up: {error} Its last words: {words}"
-            return Booted(case, 0.0, time.monotonic() - begin, None, [], "", failure)
+            return Booted(case, bits, 0.0, time.monotonic() - begin, None, [], "", failure)
     finally:
         os.close(control)
         Server(case.machine, directory=directory, cache=cache).down()
@@ -103,7 +105,7 @@ def boot(images: GuestImages, case: Case, vm: dict[str, Any], cache: Path) -> Bo
     return _judge(case, vm, argv, archive, listing, ready, seconds)
 
 
-def _translated(images: GuestImages, vm: dict[str, Any], directory: Path) -> list[str]:
+def _translated(images: GuestImages, vm: dict[str, Any], phys_bits: int, directory: Path) -> list[str]:
     """libvirt's command line for the VM, with files that are here."""
     files = Boot(
         kernel=images.guest_kernel,
@@ -114,7 +116,7 @@ def _translated(images: GuestImages, vm: dict[str, Any], directory: Path) -> lis
         ovmf_code=images.ovmf_code,
         ovmf_vars=directory / FIRMWARE_VARIABLES,
     )
-    copy = for_boot(without_host(vm["domain_xml"], vm["layout"]["mmio"]["phys_bits"]), files)
+    copy = for_boot(without_host(vm["domain_xml"], phys_bits), files)
     (directory / "domain.xml").write_text(copy, encoding="utf-8")
     (translation,) = translate(images.libvirt_root, [copy])
     if not translation.argv:
@@ -182,18 +184,19 @@ def _judge(
         host, guest = cases.converted(case.machine), read_topology(Path(folder))
         ours = compare(host, guest, known, {str(cell): node for cell, node in cells.items()})
     reader = "" if ours["equal"] else f"our own comparison: {describe(ours)}"
-    return Booted(case, ready, seconds, findings, misplaced(vm["layout"], where, identity), reader, "")
+    moved = misplaced(vm["layout"], where, identity)
+    return Booted(case, vm["layout"]["mmio"]["phys_bits"], ready, seconds, findings, moved, reader, "")
 
 
 def table(booted: Sequence[Booted]) -> str:
     """One line for each guest; below it the faults."""
     head = f"{'machine':<14} {'model':<17} {'gpus':>4} {'firmware':<8} {'devices':>7} {'pairs equal':>11} {'nodes':>7}"
-    lines = [f"{head} {'BARs':>9} {'addresses':>9} {'seconds':>7}  verdict"]
+    lines = [f"{head} {'BARs':>9} {'bits':>8} {'addresses':>9} {'seconds':>7}  verdict"]
     for item in booted:
         case, findings = item.case, item.findings
         line = f"{case.machine:<14} {case.model:<17} {case.gpus:>4} {case.firmware:<8} "
         if findings is None:
-            lines.append(f"{line}{item.seconds:>56.0f}  FAULT")
+            lines.append(f"{line}{item.seconds:>63.0f}  FAULT")
             continue
         there = findings.devices - len(findings.lost)
         pairs = there * (there - 1) // 2 - len(findings.paths)
@@ -201,6 +204,7 @@ def table(booted: Sequence[Booted]) -> str:
             f"{line}{f'{there}/{findings.devices}':>7} {f'{pairs}/{findings.pairs}':>11} "
             f"{f'{there - len(findings.nodes)}/{findings.devices}':>7} "
             f"{f'{findings.bars - len(findings.wrong_bars)}/{findings.bars}':>9} "
+            f"{f'{findings.address_bits} of {item.phys_bits}':>8} "
             f"{'moved' if item.addresses else 'as said':>9} {item.seconds:>7.0f}  {'FAULT' if item.faults else 'ok'}"
         )
     for item in booted:

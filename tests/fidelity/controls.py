@@ -1,7 +1,10 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Guests that are wrong on purpose: libvirt and QEMU take them without a word, the judge of the boot must not."""
+"""Guests that are wrong on purpose: libvirt and QEMU take them without a word, the judge of the boot must not.
+
+Besides, guests at the edge: with no more address bits than the planner says are needed.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,17 @@ def narrow_gap(vm: dict[str, Any]) -> dict[str, Any]:
 
 def narrow_addresses(vm: dict[str, Any]) -> dict[str, Any]:
     """Too few address bits for the BARs."""
+    return _with_bits(vm, FEW_BITS)
+
+
+def fewest_addresses(vm: dict[str, Any]) -> dict[str, Any]:
+    """As many address bits as the plan says are needed; the BARs must fit."""
+    return _with_bits(vm, vm["layout"]["mmio"]["needed_bits"])
+
+
+def _with_bits(vm: dict[str, Any], bits: int) -> dict[str, Any]:
     changed = copy.deepcopy(vm)
-    changed["layout"]["mmio"]["phys_bits"] = FEW_BITS
+    changed["layout"]["mmio"]["phys_bits"] = bits
     return changed
 
 

@@ -105,6 +105,7 @@ class Findings:
     nodes: list[str]
     wrong_bars: list[str]
     classes: dict[str, int]  # path class -> pairs, in the guest
+    address_bits: int  # that the highest BAR takes
 
     @property
     def faults(self) -> list[str]:
@@ -132,13 +133,13 @@ def judge(host: Kernel, guest: Kernel, identity: Mapping[str, str | None], nodes
         for bdf, name in found.items()
         if guest.node(name) != nodes.get(host.node(bdf), -1)
     ]
-    count, wrong_bars = _bars(host, guest, found)
+    count, wrong_bars, bits = _bars(host, guest, found)
     pairs = len(identity) * (len(identity) - 1) // 2
-    return Findings(len(identity), pairs, count, lost, paths, wrong_nodes, wrong_bars, classes)
+    return Findings(len(identity), pairs, count, lost, paths, wrong_nodes, wrong_bars, classes, bits)
 
 
-def _bars(host: Kernel, guest: Kernel, found: Mapping[str, str]) -> tuple[int, list[str]]:
-    """How many BARs there are to place, and what is wrong with them."""
+def _bars(host: Kernel, guest: Kernel, found: Mapping[str, str]) -> tuple[int, list[str], int]:
+    """How many BARs there are to place, what is wrong with them, and the address bits of the highest."""
     count, wrong = 0, []
     placed: list[tuple[Region, str]] = []
     for bdf, name in found.items():
@@ -160,7 +161,7 @@ def _bars(host: Kernel, guest: Kernel, found: Mapping[str, str]) -> tuple[int, l
     for (one, what), (other, whose) in pairwise(placed):
         if one.end >= other.start:
             wrong.append(f"{what} overlaps {whose}")
-    return count, wrong
+    return count, wrong, max((region.end.bit_length() for region, _what in placed), default=0)
 
 
 def _window_holds(guest: Kernel, port: str, region: Region) -> bool:

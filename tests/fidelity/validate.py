@@ -95,13 +95,13 @@ def table(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         case = verdict.case
         rows.setdefault((case.machine, case.model, case.gpus), {})[case.firmware] = verdict
-    lines = [f"{'machine':<14} {'model':<17} {'gpus':>4} {'devices':>7} {'vcpus':>5}  schema/native: uefi, bios"]
+    lines = [f"{'machine':<14} {'model':<17} {'gpus':>4} {'devices':>7} {'vcpus':>5}  schema/native"]
     for (machine, model, gpus), found in rows.items():
         counts = max((verdict.devices, verdict.vcpus) for verdict in found.values())
-        said = "  ".join(f"{_word(verdict):<9}" for verdict in found.values())
+        said = "  ".join(f"{kind} {_word(verdict):<9}" for kind, verdict in found.items())
         lines.append(f"{machine:<14} {model:<17} {gpus:>4} {counts[0]:>7} {counts[1]:>5}  {said}".rstrip())
     reasons = [
-        f"{verdict.case}: {verdict.refused or '; '.join([*verdict.schema[:3], verdict.native])}"
+        f"{verdict.case}: {verdict.refused or '; '.join(filter(None, [*verdict.schema[:3], verdict.native]))}"
         for verdict in verdicts
         if not verdict.good
     ]

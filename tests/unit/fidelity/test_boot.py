@@ -107,6 +107,7 @@ def test_equal_trees_have_no_faults(host: Tree, guest: Tree) -> None:
     assert findings.faults == []
     assert (findings.devices, findings.pairs, findings.bars) == (7, 21, 7)
     assert sum(findings.classes.values()) == 21
+    assert findings.address_bits == 41
 
 
 def test_a_lost_device_and_a_wrong_one_are_flagged(host: Tree, guest: Tree) -> None:
@@ -216,6 +217,7 @@ def test_an_address_that_is_not_the_layouts_is_told() -> None:
 def test_the_controls_change_what_they_say_and_no_more() -> None:
     _case, plan = vm()
     gap, bits = (control.mutate(plan) for control in controls.CONTROLS)
+    assert controls.fewest_addresses(plan)["layout"]["mmio"]["phys_bits"] == plan["layout"]["mmio"]["needed_bits"]
     assert gap["layout"] == plan["layout"]
     assert gap["domain_xml"] != plan["domain_xml"]
     assert bits["domain_xml"] == plan["domain_xml"]
@@ -225,7 +227,7 @@ def test_the_controls_change_what_they_say_and_no_more() -> None:
 def test_the_table_counts_what_is_right(host: Tree, guest: Tree) -> None:
     guest.file("a", "numa_node").write_text("1\n")
     case = Case("hgx-h200", "none", 8, "bios")
-    text = boot.table([boot.Booted(case, 10.0, 20.0, host.judge(guest), [], "", "")])
-    assert "7/7" in text and "6/7" in text and "FAULT" in text
+    text = boot.table([boot.Booted(case, 46, 10.0, 20.0, host.judge(guest), [], "", "")])
+    assert "7/7" in text and "6/7" in text and "41 of 46" in text and "FAULT" in text
     assert "is on guest node 1, expected 0" in text
-    assert "it never came" in boot.table([boot.Booted(case, 0.0, 300.0, None, [], "", "it never came")])
+    assert "it never came" in boot.table([boot.Booted(case, 46, 0.0, 300.0, None, [], "", "it never came")])

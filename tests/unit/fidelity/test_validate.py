@@ -66,7 +66,7 @@ def test_every_machine_is_judged_at_full_size(verdicts: list[validate.Verdict]) 
 def test_the_table_names_each_size_and_each_fault(verdicts: list[validate.Verdict]) -> None:
     good = next(verdict for verdict in verdicts if verdict.case == SAMPLE)
     bad = validate.Verdict(good.case, "", 20, 176, ["line 1: no"], "it will not")
-    assert "hgx-h200       full_passthrough     8      20   176  ok/ok" in validate.table([good])
+    assert "hgx-h200       full_passthrough     8      20   176  uefi ok/ok" in validate.table([good])
     assert "FAULT/FAULT" in validate.table([bad])
     assert f"{SAMPLE}: line 1: no; it will not" in validate.table([bad])
 
