@@ -181,9 +181,8 @@ def test_what_is_booted_is_libvirts_translation_with_stand_ins(tmp_path: Path) -
     assert stand_ins.hosts(translation.argv).keys() == {device["id"] for device in before if "host" in device}
     assert values(argv, "-cpu") == values(translation.argv, "-cpu")
     assert "phys-bits=46" in values(argv, "-cpu")[0]
-    assert [json.loads(value)["size"] for value in values(argv, "-object") if "memory-backend" in value] == [
-        256 << 20
-    ] * 2
+    sizes = [json.loads(value)["size"] for value in values(argv, "-object") if "memory-backend" in value]
+    assert sizes == [3 << 30] * 2
     assert not {"-S", "-sandbox", "-mon"} & set(argv)
     assert values(argv, "-kernel") == ["/k"]
 

@@ -24,7 +24,7 @@ REFUSED = {
         for model in ("full_passthrough", "none")
         for firmware in cases.BOOTS
     },
-    # With 43 address bits OVMF's window is 1 TiB; the BIOS may use more.
+    # With 43 address bits OVMF's window is 1 TiB; the BIOS uses more.
     **{Case("hgx-a100", model, 8, "uefi"): "address bits" for model in ("full_passthrough", "none")},
 }
 SAMPLE = Case("hgx-h200", "full_passthrough", 8, "uefi")
