@@ -14,8 +14,8 @@ from pathlib import Path
 from lxml import etree
 
 GIB = 1 << 30
-#: Of the booted copy, all cells together. A guest touches little of it, but firmware treats one without memory above
-#: 4 GiB in another way than the planned one: SeaBIOS then keeps no room around 64-bit BARs (src/fw/pciinit.c, pci_setup).
+#: Of the booted copy, all cells together. A guest touches little of it, but without memory above 4 GiB, which every
+#: planned one has, SeaBIOS keeps no room around 64-bit BARs (src/fw/pciinit.c, pci_setup).
 MEMORY_BYTES = 6 * GIB
 
 
