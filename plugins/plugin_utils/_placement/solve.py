@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import product
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.assign import Taker, assign
@@ -28,9 +27,11 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing imp
 SEARCH_LIMIT = 100_000
 # What one path class weighs against the order of devices below their switches.
 _CLASS_WEIGHT = 1_000_000
-_OWNED_FIRST = 1_000 * _CLASS_WEIGHT
-# Ways to give out IOMMU groups that hold a NIC and a drive; beyond that the best of so many is taken.
+# Ways to give out IOMMU groups that hold a NIC and a drive; the best of so many is taken.
 MIXED_LIMIT = 1_000
+
+
+Given = dict[str, tuple[str, ...]]  # VM -> devices
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,13 @@ class Solver:
         counts: Sequence[int],
         exact: Sequence[tuple[str, ...]],
         distances: Distances,
-        owner_of: Mapping[str, str | None],
-    ) -> tuple[int, dict[str, tuple[str, ...]]] | None:
+        owner_of: Mapping[str, str],
+        company: Mapping[str, str],
+    ) -> tuple[int, Given] | None:
         """Units for several VMs at once: sum of path classes, and VM -> devices. None when there are too few.
 
-        :param owner_of: devices that one VM or nobody has -> that VM.
+        :param owner_of: devices that one VM alone can have -> that VM.
+        :param company: devices that come along with others -> the VM that has those.
         """
         by_name = {unit.devices[0]: unit for unit in units}
         owned: dict[str, frozenset[str]] = {}
@@ -215,10 +218,10 @@ class Solver:
             ):
                 return None
             weight = distances.cost[gpu][name] * _CLASS_WEIGHT + abs(self._ranks[gpu] - self._ranks[name])
-            if name in owner_of:
-                # Its owner takes it before any other, as it comes along anyway.
-                return weight - _OWNED_FIRST if owner_of[name] == vm_of[gpu] else None
-            return weight
+            if owner_of.get(name, vm_of[gpu]) != vm_of[gpu]:
+                return None
+            # Of equally near drives the one that comes along with the VM's NIC anyway.
+            return weight - _CLASS_WEIGHT // 2 if company.get(name) == vm_of[gpu] else weight
 
         takers = [Taker(request.name, item.gpus, count) for (request, item), count in zip(sets, counts, strict=True)]
         given = assign(takers, list(by_name), price)
@@ -231,18 +234,22 @@ class Solver:
         }
 
     def _attach_nics(
-        self, sets: Sequence[tuple[Request, GpuSet]], free: Free, owner_of: Mapping[str, str | None]
-    ) -> tuple[int, dict[str, tuple[str, ...]]] | None:
+        self, sets: Sequence[tuple[Request, GpuSet]], free: Free, owner_of: Mapping[str, str]
+    ) -> tuple[int, Given] | None:
         counts = [self._units_of(request, self.nic_count, request.exact_nics, free.nics) for request, _set in sets]
-        return self._attach(
-            sets, free.nics, counts, [request.exact_nics for request, _set in sets], self._nics, owner_of
-        )
+        exact = [request.exact_nics for request, _set in sets]
+        return self._attach(sets, free.nics, counts, exact, self._nics, owner_of, {})
 
     def _attach_nvmes(
-        self, sets: Sequence[tuple[Request, GpuSet]], units: Sequence[Unit], owner_of: Mapping[str, str | None]
-    ) -> tuple[int, dict[str, tuple[str, ...]]] | None:
+        self,
+        sets: Sequence[tuple[Request, GpuSet]],
+        units: Sequence[Unit],
+        owner_of: Mapping[str, str],
+        company: Mapping[str, str],
+    ) -> tuple[int, Given] | None:
         counts = [self._units_of(request, self.nvme_count, request.exact_nvmes, units) for request, _set in sets]
-        return self._attach(sets, units, counts, [request.exact_nvmes for request, _set in sets], self._nvmes, owner_of)
+        exact = [request.exact_nvmes for request, _set in sets]
+        return self._attach(sets, units, counts, exact, self._nvmes, owner_of, company)
 
     @staticmethod
     def _units_of(
@@ -257,41 +264,59 @@ class Solver:
 
     def attach(self, sets: Sequence[tuple[Request, GpuSet]], free: Free) -> tuple[int, list[Placed]] | None:
         """NICs and NVMe devices for chosen GPU sets, at the least sum of path classes; None when there are too few."""
-        # A NIC takes its whole IOMMU group with it, so a drive of that group can only go to the same VM. Such groups
-        # are rare: each is given to nobody, then to each VM in turn, before the other devices are.
-        names = [request.name for request, _set in sets]
-        drives = {device for unit in free.nvmes for device in unit.devices}
-        mixed = [unit for unit in free.nics if not drives.isdisjoint(self.inventory.group_of(unit.devices[0]))]
         best: tuple[int, list[Placed]] | None = None
-        for number, owners in enumerate(product([None, *names], repeat=len(mixed))):
-            if number == MIXED_LIMIT:
-                self.undecided = True
+        # A NIC takes its whole IOMMU group with it, so a drive of that group can only go to the same VM. Where the best
+        # NICs and the best drives contradict each other there, the group is given to each VM in turn.
+        todo: list[dict[str, str]] = [{}]
+        for _step in range(MIXED_LIMIT):
+            if not todo:
                 break
-            tied = {unit.devices[0]: owner for unit, owner in zip(mixed, owners, strict=True)}
-            found = self._attach_both(sets, free, tied)
-            if found is not None and (best is None or found[0] < best[0]):
-                best = found
+            owner_of = todo.pop()
+            found = self._attach_both(sets, free, owner_of)
+            if found is None or (best is not None and found[0] >= best[0]):
+                continue
+            torn = self._torn_group(found[1])
+            if torn is None:
+                best = found[0], self._with_company(sets, *found[1])
+            else:
+                todo += [owner_of | dict.fromkeys(torn, request.name) for request, _set in reversed(sets)]
+        self.undecided = self.undecided or bool(todo)
         return best
 
     def _attach_both(
-        self, sets: Sequence[tuple[Request, GpuSet]], free: Free, tied: Mapping[str, str | None]
-    ) -> tuple[int, list[Placed]] | None:
-        """NICs and drives, where the groups of these NICs have their owners already.
+        self, sets: Sequence[tuple[Request, GpuSet]], free: Free, owner_of: Mapping[str, str]
+    ) -> tuple[int, tuple[Given, Given]] | None:
+        """NICs and drives, each as if the others did not exist.
 
-        :param tied: NIC -> VM that has it and the drives of its group, None when they are given to nobody.
+        :param owner_of: devices of groups that one VM alone can have -> that VM.
         """
-        owner_of = {other: owner for nic, owner in tied.items() for other in self.inventory.group_of(nic)}
         nics = self._attach_nics(sets, free, owner_of)
-        nvmes = None if nics is None else self._attach_nvmes(sets, free.nvmes, owner_of)
-        if nics is None or nvmes is None:
+        if nics is None:
             return None
+        company = {
+            other: vm for vm, taken in nics[1].items() for nic in taken for other in self.inventory.group_of(nic)
+        }
+        nvmes = self._attach_nvmes(sets, free.nvmes, owner_of, company)
+        return None if nvmes is None else (nics[0] + nvmes[0], (nics[1], nvmes[1]))
+
+    def _torn_group(self, given: tuple[Given, Given]) -> tuple[str, ...] | None:
+        """An IOMMU group of which one VM has the NIC and another one the drive."""
+        owner = {other: vm for vm, taken in given[0].items() for nic in taken for other in self.inventory.group_of(nic)}
+        for vm, drives in given[1].items():
+            for drive in drives:
+                if owner.get(drive, vm) != vm:
+                    return self.inventory.group_of(drive)
+        return None
+
+    def _with_company(self, sets: Sequence[tuple[Request, GpuSet]], nics: Given, nvmes: Given) -> list[Placed]:
+        """The VMs with what comes along in IOMMU groups."""
         placed = []
         for request, item in sets:
-            own = {*item.gpus, *item.switches, *nics[1][request.name], *nvmes[1][request.name]}
+            own = {*item.gpus, *item.switches, *nics[request.name], *nvmes[request.name]}
             along = sorted({other for device in own for other in self.inventory.group_of(device)} - own)
             size = size_of(request, self.policy, self.inventory, item.gpus)
-            placed.append(Placed(request, item, size, nics[1][request.name], nvmes[1][request.name], tuple(along)))
-        return nics[0] + nvmes[0], placed
+            placed.append(Placed(request, item, size, nics[request.name], nvmes[request.name], tuple(along)))
+        return placed
 
     def dealt(self, placed: Placed) -> list[tuple[str, str, str]]:
         """GPU, device and path class of each NIC and NVMe device of a VM, as they are dealt to its GPUs."""
@@ -389,7 +414,7 @@ class Solver:
         pair = [(request, item)]
         if self._attach_nics(pair, free, {}) is None:
             found.append(f"needs {self.nic_count(request)} NICs, {len(free.nics)} are free{self.kept_back('nic')}")
-        if self._attach_nvmes(pair, free.nvmes, {}) is None:
+        if self._attach_nvmes(pair, free.nvmes, {}, {}) is None:
             found.append(
                 f"needs {self.nvme_count(request)} NVMe devices, {len(free.nvmes)} are free{self.kept_back('nvme')}"
             )
@@ -526,16 +551,21 @@ class _Search:
         self.nvmes = [0 if request.exact_nvmes else solver.nvme_count(request) for request in requests]
 
     def run(self) -> list[Solution]:
-        if self.left < 0:
+        units = self.solver.free
+        if self.left < 0 or sum(self.nics) > len(units.nics) or sum(self.nvmes) > len(units.nvmes):
             return []
         least: list[tuple[int, ...]] = []
+        dense: list[tuple[float, ...]] = []
         for index in range(len(self.requests)):
-            possible = [_needs(choice) for choice in self._choices(index, self.solver.free.gpus)]
+            possible = self._choices(index, self.solver.free.gpus)
             if not possible:
                 return []
-            least.append(tuple(map(min, zip(*possible, strict=True))))
-        # What the requests from the n-th one on need at least: distance, nodes, cores, pages.
+            least.append(tuple(map(min, zip(*map(_needs, possible), strict=True))))
+            dense.append(self._densest(index, possible))
+        # What the requests from the n-th one on need at least: distance, nodes, cores, pages; and how many cores and
+        # pages a GPU of theirs needs on its own node.
         self.rest = [tuple(map(sum, zip((0, 0, 0, 0), *least[index:], strict=True))) for index in range(len(least) + 1)]
+        self.dense = [tuple(map(min, zip((1e9, 1e9), *dense[index:], strict=True))) for index in range(len(least) + 1)]
         self._visit([], [], self.solver.free, 0, 0)
         if self.steps > SEARCH_LIMIT and not self.found:
             raise TopovirtError(
@@ -543,6 +573,28 @@ class _Search:
                 "Place the VMs in smaller batches.",
             )
         return self.found
+
+    def _densest(self, index: int, possible: Sequence[_Choice]) -> tuple[float, float]:
+        """Cores and pages that one GPU of the n-th request needs on its node at least."""
+        if self.requests[index].numa == "prefer":
+            return 0.0, 0.0
+        node_of = self.solver.inventory.node_of
+        cores, pages = 1e9, 1e9
+        for size, gpus in {id(choice.size): (choice.size, choice.gpu_set.gpus) for choice in possible}.values():
+            for node, count in Counter(node_of[gpu] for gpu in gpus).items():
+                cores, pages = min(cores, size.cores[node] / count), min(pages, size.pages[node] / count)
+        return cores, pages
+
+    def _room(self, index: int, free: Free) -> bool:
+        """Whether the nodes can carry as many GPUs as the requests from the n-th one on ask for."""
+        cores, pages = self.dense[index]
+        gpus_on = Counter(self.solver.inventory.node_of[gpu] for gpu in free.gpus)
+        most = 0.0
+        for node, count in gpus_on.items():
+            by_cores = free.cores.get(node, 0) / cores if cores else count
+            by_pages = free.pages.get(node, 0) / pages if pages else count
+            most += min(count, by_cores, by_pages)
+        return most >= sum(request.gpus for request in self.requests[index:])
 
     def _choices(self, index: int, gpus: frozenset[str]) -> list[_Choice]:
         """What the n-th request can have of these GPUs, most promising first."""
@@ -583,6 +635,8 @@ class _Search:
         index = len(chosen)
         rest_distance, rest_nodes, rest_cores, rest_pages = self.rest[index]
         if rest_cores > sum(free.cores.values()) or rest_pages > sum(free.pages.values()):
+            return
+        if not self._room(index, free):
             return
         order = [choice.order for choice in chosen]
         if self._hopeless((distance + rest_distance, nodes + rest_nodes, self._still_whole(free.gpus)), order):

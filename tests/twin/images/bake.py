@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.twin.images import guest, host, process, qemu_tree, store
+from tests.twin.images import guest, host, libvirt_tree, process, qemu_tree, store
 from tests.twin.images import mirror as debian
 from tests.twin.standins import build as standins
 
@@ -37,6 +37,22 @@ class Images:
     guest_kernel: Path
     guest_initrd: Path
     #: Baked versions: ``qemu``, ``kernel``, and package -> version below ``host``, ``repository``, ``guest``.
+    packages: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GuestImages:
+    """What judges and boots a guest without an emulated server. All of it is read-only."""
+
+    #: As in :class:`Images`.
+    qemu_root: Path
+    ovmf_code: Path
+    ovmf_vars: Path
+    guest_kernel: Path
+    guest_initrd: Path
+    #: Tree with libvirt; see libvirt_tree.py.
+    libvirt_root: Path
+    #: Baked versions: ``qemu``, ``libvirt``, and package -> version below ``guest``.
     packages: dict[str, Any]
 
 
@@ -109,12 +125,56 @@ class Baker:
             qemu_tree.build,
         )
 
+    def guest(self) -> Path:
+        """The folder of the guest's kernel and initramfs."""
+        return self.ensure(
+            "guest", ["images/guest", "images/guest.py", "images/modules.py"], [], debian.Mirror.state, guest.build
+        )
+
+    def libvirt(self) -> Path:
+        """The folder of the tree with libvirt."""
+        return self.ensure("libvirt", ["images/libvirt_tree.py"], [], debian.Mirror.state, libvirt_tree.build)
+
 
 def _packages(*folders: Path) -> dict[str, Any]:
     total: dict[str, Any] = {}
     for folder in folders:
         total.update(json.loads((folder / "packages.json").read_text()))
     return total
+
+
+def _qemu_root(tree: Path) -> Path:
+    return qemu_tree.SYSTEM if qemu_tree.system_is_enough() else tree
+
+
+def ensure_libvirt(cache: Path, log: Callable[[str], None]) -> Path:
+    """The tree with libvirt alone, made now if need be.
+
+    :raises BakeError: as :func:`ensure_images`.
+    """
+    baker = Baker(cache.resolve(), log)
+    with store.lock(baker.cache, log):
+        return baker.libvirt() / "tree"
+
+
+def ensure_guest_images(cache: Path, log: Callable[[str], None]) -> GuestImages:
+    """What :func:`ensure_images` does, for guests that need no server.
+
+    :raises BakeError: as there.
+    """
+    baker = Baker(cache.resolve(), log)
+    with store.lock(baker.cache, log):
+        tree, small, libvirt = baker.qemu(), baker.guest(), baker.libvirt()
+    firmware = tree / "tree"
+    return GuestImages(
+        qemu_root=_qemu_root(firmware),
+        ovmf_code=firmware / qemu_tree.OVMF_CODE,
+        ovmf_vars=firmware / qemu_tree.OVMF_VARS,
+        guest_kernel=small / "vmlinuz",
+        guest_initrd=small / "initrd",
+        libvirt_root=libvirt / "tree",
+        packages=_packages(tree, small, libvirt),
+    )
 
 
 def ensure_images(cache: Path, log: Callable[[str], None]) -> Images:
@@ -128,7 +188,7 @@ def ensure_images(cache: Path, log: Callable[[str], None]) -> Images:
     with store.lock(baker.cache, log):
         tree = baker.qemu()
         firmware = tree / "tree"
-        root = qemu_tree.SYSTEM if qemu_tree.system_is_enough() else firmware
+        root = _qemu_root(firmware)
         drivers = baker.ensure(
             "standins",
             ["standins/build.py", "standins/driver"],
@@ -136,9 +196,7 @@ def ensure_images(cache: Path, log: Callable[[str], None]) -> Images:
             debian.Mirror.state,
             standins.build,
         )
-        small = baker.ensure(
-            "guest", ["images/guest", "images/guest.py", "images/modules.py"], [], debian.Mirror.state, guest.build
-        )
+        small = baker.guest()
         server = baker.ensure(
             "host",
             [

@@ -22,17 +22,21 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 #: Runs inside the tree with its own mounts. They are also taken away by hand: where our own root is a
 #: chroot, mounts cannot be kept from reaching the machine's other name spaces.
+#: Arguments: the tree, a folder that appears in it as /mnt (or nothing), the command.
 ENTER = """
 mount --make-rprivate / 2>/dev/null
 tree=$1
-shift
+share=$2
+shift 2
 mount -t proc proc "$tree/proc" && mount -t sysfs -o ro sysfs "$tree/sys" && mount -t tmpfs tmpfs "$tree/run" &&
     mount -t tmpfs tmpfs "$tree/dev" && ln -s /proc/self/fd "$tree/dev/fd" || exit
 for node in null zero full random urandom tty; do
     touch "$tree/dev/$node" && mount --bind "/dev/$node" "$tree/dev/$node" || exit
 done
+[ -z "$share" ] || mount --bind "$share" "$tree/mnt" || exit
 chroot "$tree" "$@"
 status=$?
+[ -z "$share" ] || umount "$tree/mnt"
 umount "$tree"/dev/* 2>/dev/null
 umount "$tree/dev" "$tree/run" "$tree/sys" "$tree/proc"
 exit $status
@@ -126,8 +130,17 @@ def output(command: Sequence[str | Path], *, env: Mapping[str, str] | None = Non
     return done.stdout.decode(errors="replace")
 
 
-def chroot(tree: Path, command: Sequence[str], log_file: Path, env: Mapping[str, str] | None = None) -> None:
-    """Run a command inside a tree, with /proc, /sys and a small /dev that exist for this command only."""
+def chroot(
+    tree: Path,
+    command: Sequence[str],
+    log_file: Path,
+    env: Mapping[str, str] | None = None,
+    share: Path | None = None,
+) -> None:
+    """Run a command inside a tree, with /proc, /sys and a small /dev that exist for this command only.
+
+    :param share: folder that appears as /mnt inside.
+    """
     enter: list[str | Path] = [
         "unshare",
         "--mount",
@@ -140,6 +153,7 @@ def chroot(tree: Path, command: Sequence[str], log_file: Path, env: Mapping[str,
         ENTER,
         "sh",
         tree,
+        share or "",
         *command,
     ]
     run(enter, log_file, env=env)

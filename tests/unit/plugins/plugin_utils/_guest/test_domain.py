@@ -3,8 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The emitted definition, element by element.
 
-That libvirt's schema allows them is said by the host's libvirt whenever a VM is defined; what they mean is proven by
-the booted guests.
+That libvirt allows them is said by libvirt itself (tests/unit/fidelity); what they mean is proven by the booted guests.
 """
 
 from __future__ import annotations
