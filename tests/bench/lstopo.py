@@ -16,6 +16,20 @@ NAMES = ("lstopo-no-graphics", "lstopo")  # of Debian's hwloc-nox and hwloc
 # Everything, also what it usually leaves out or folds together.
 OPTIONS = ("--of", "xml", "--whole-io", "--whole-system", "--no-collapse", "-")
 
+# What lstopo reads of a kernel beside what the reader does, for :func:`capture.script`.
+FILES = (
+    (
+        "sys/devices/system/cpu/cpu[0-9]*/topology",
+        ("core_cpus", "thread_siblings", "package_cpus", "core_siblings", "die_cpus"),
+    ),
+    ("sys/devices/system/cpu/cpu[0-9]*/cache/index[0-9]*", ("level", "type", "size", "shared_cpu_map")),
+    ("sys/devices/system/node/node[0-9]*", ("cpumap",)),
+    (
+        "sys/bus/pci/devices/*",
+        ("local_cpus", "class", "vendor", "device", "subsystem_vendor", "subsystem_device", "config"),
+    ),
+)
+
 _MASKS = {"core_cpus": "thread_siblings_list", "package_cpus": "core_siblings_list"}
 _BITS_PER_WORD = 32
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import script, unpack
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import IN_GUESTS, script, unpack
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.guest import Agent, capture_guest
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
@@ -56,13 +56,17 @@ def lstopo_differences(server: Server) -> list[str]:
 
 def guest_differences(server: Server, vm: str) -> list[str]:
     """Kinds of facts in which lstopo and the reader differ, given the files that a guest's kernel shows."""
-    archive = capture_guest(_agent(server, vm), time.monotonic() + _GUEST_SECONDS)
+    archive = capture_guest(
+        _agent(server, vm), time.monotonic() + _GUEST_SECONDS, directories=(*IN_GUESTS, *lstopo.FILES)
+    )
+    return archive_differences(archive)
+
+
+def archive_differences(archive: bytes) -> list[str]:
+    """The same of files that were captured with ``lstopo.FILES``."""
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        unpack(archive, tree)
-        ours = read_topology(tree)
-        lstopo.complete(tree)
-        theirs = lstopo.objects(tree)
+        unpack(archive, Path(folder))
+        ours, theirs = read_topology(Path(folder)), lstopo.objects(Path(folder))
     said = {name: check(ours, theirs) for name, check in CHECKS.items()}
     return [name for name, (one, other) in said.items() if one != other]
 

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import unpack
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import IN_GUESTS, unpack
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.compare import compare, describe
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.guest import capture_guest, wait_for_agent
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
+from tests.bench import lstopo
+from tests.bench.on_server import archive_differences
 from tests.fidelity import cases, guest_tree, stand_ins
 from tests.fidelity.cases import Case
 from tests.fidelity.checked_copy import Boot, for_boot, without_host
@@ -91,7 +93,7 @@ def boot(images: GuestImages, case: Case, vm: dict[str, Any], cache: Path) -> Bo
         try:
             wait_for_agent(agent, begin + BOOT_TIMEOUT_S)
             ready = time.monotonic() - begin
-            archive = capture_guest(agent, begin + BOOT_TIMEOUT_S)
+            archive = capture_guest(agent, begin + BOOT_TIMEOUT_S, directories=(*IN_GUESTS, *lstopo.FILES))
             listing = ask_monitor(directory / stand_ins.QMP_SOCKET, "query-pci")
         except (TopovirtError, OSError) as error:
             words = tail(directory / stand_ins.SERIAL_LOG, 5) or tail(directory / "qemu.log", 5)
@@ -183,9 +185,11 @@ def _judge(
         known = {bdf: name for bdf, name in identity.items() if name is not None}
         host, guest = cases.converted(case.machine), read_topology(Path(folder))
         ours = compare(host, guest, known, {str(cell): node for cell, node in cells.items()})
-    reader = "" if ours["equal"] else f"our own comparison: {describe(ours)}"
+    said = [] if ours["equal"] else [f"our own comparison: {describe(ours)}"]
+    if differing := archive_differences(archive):
+        said.append(f"lstopo says otherwise of the guest: {', '.join(differing)}")
     moved = misplaced(vm["layout"], where, identity)
-    return Booted(case, vm["layout"]["mmio"]["phys_bits"], ready, seconds, findings, moved, reader, "")
+    return Booted(case, vm["layout"]["mmio"]["phys_bits"], ready, seconds, findings, moved, "; ".join(said), "")
 
 
 def table(booted: Sequence[Booted]) -> str:

@@ -21,9 +21,11 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 
 PCI_DEVICES = "sys/bus/pci/devices/*"
 
+Directories = Tuple[Tuple[str, Tuple[str, ...]], ...]
+
 # Directories (shell patterns below the root, followed to where they really are) -> names in them; none: the directory
 # alone says enough. Files and links are copied as what they are.
-DIRECTORIES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
+DIRECTORIES: Directories = (
     ("proc", ("cmdline", "cpuinfo")),
     ("proc/sys/kernel", ("arch", "osrelease")),
     ("proc/sys/kernel/random", ("boot_id",)),
@@ -87,7 +89,7 @@ _MAX_MEMBERS = 200_000
 _MAX_BYTES = 256 << 20
 
 
-def script(root: str = "/", directories: Tuple[Tuple[str, Tuple[str, ...]], ...] = DIRECTORIES) -> str:
+def script(root: str = "/", directories: Directories = DIRECTORIES) -> str:
     """A shell script that writes a gzipped tar archive of the tree below ``root`` to its standard output.
 
     sysfs lies about the size of its files, so tar alone would store empty or padded ones: the files are copied to

@@ -27,7 +27,12 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.connection i
     open_libvirt,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import METADATA_TAG
-from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import IN_GUESTS, script, unpack
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.capture import (
+    IN_GUESTS,
+    Directories,
+    script,
+    unpack,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
@@ -153,6 +158,7 @@ def capture_guest(
     deadline: float,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    directories: Directories = IN_GUESTS,
 ) -> bytes:
     """Run the capture script in the guest and return the archive.
 
@@ -161,7 +167,7 @@ def capture_guest(
 
     :raises TopovirtError: when the script fails or does not end in time.
     """
-    command = {"path": "/bin/sh", "arg": ["-c", script(directories=IN_GUESTS)], "capture-output": True}
+    command = {"path": "/bin/sh", "arg": ["-c", script(directories=directories)], "capture-output": True}
     pid = agent({"execute": "guest-exec", "arguments": command})["pid"]
     while True:
         status = agent({"execute": "guest-exec-status", "arguments": {"pid": pid}})
