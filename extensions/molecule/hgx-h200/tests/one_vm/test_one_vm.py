@@ -32,6 +32,12 @@ def test_the_guests_kernel_sees_what_the_host_has(reports: Path) -> None:
     assert result["matrix"]["host"] == result["matrix"]["guest"]
 
 
+def test_nccl_would_see_the_host(reports: Path) -> None:
+    """Which it would not without its file: the emulated switches show a hundredth of the host's speed."""
+    result = json.loads((reports / "train-8.json").read_text(encoding="utf-8"))
+    assert result["nccl"]["equal"] and result["nccl"]["host"]["gpu_nic"] == {"PIX": 16, "PXN": 48}
+
+
 def test_the_report_is_written(reports: Path) -> None:
     page = (reports / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page and "train-8" in page and "Emulated" in page

@@ -44,3 +44,4 @@ def test_each_guests_kernel_sees_what_the_host_has(reports: Path) -> None:
     for name in ("tenant-a", "tenant-b"):
         result = json.loads((reports / f"{name}.json").read_text(encoding="utf-8"))
         assert result["equal"] and result["devices"] == 8 and result["pairs"] == 28
+        assert result["nccl"]["equal"]
