@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._libvirt.domains import Allocation
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import Paths
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement import solve
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement import attach, solve
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing import Size
 
 from tests.oracle.hosts import PAGES, Host
@@ -176,7 +176,7 @@ SOLVERS = {
     "greedy": Wrong(greedy, 1),
     "batch placed one by one": Wrong(one_by_one, 1),
     "path classes exchanged": Wrong(_with(Paths, "path_class", _far_is_near), 1),
-    "dealing without a limit for each GPU": Wrong(_with(solve, "assign", _no_limit), 1),
+    "dealing without a limit for each GPU": Wrong(_with(attach, "assign", _no_limit), 1),
     "nodes ignored": Wrong(_with(Size, "nodes", _no_nodes), 2),
     "capacity ignored": Wrong(_with(solve.Solver, "still_whole", _no_capacity), 3),
     "IOMMU groups forgotten": Wrong(_without_groups, 0),

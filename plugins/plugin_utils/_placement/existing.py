@@ -15,10 +15,10 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model impor
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.cores import as_vcpus
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import Fabric, GpuSet
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import FABRIC_ROLES, Inventory
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.placed import Placed
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.sizing import Size, size_of
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Placed
 
 _RUNNING = ("running", "paused")
 

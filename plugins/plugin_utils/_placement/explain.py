@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Placed, Solution, Solver
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.placed import Placed, Solution
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Solver
 
 # The levels of the objective (docs/reference/placement.md) in the words of an answer.
 _LEVELS = (
@@ -33,10 +34,10 @@ def explain_all(solver: Solver, placed: Sequence[Placed]) -> dict[str, dict[str,
         batch = [item for item in placed if item.request.priority == priority]
         solutions = solver.beside(standing).solutions([item.request for item in batch], 2)
         for index, item in enumerate(batch):
-            pairs = solver.dealt(item)
+            pairs = solver.attacher.dealt(item)
             found[item.request.name] = {
                 "pairs": [{"gpu": gpu, "device": device, "path": path} for gpu, device, path in pairs],
-                "distance": solver.distance(pairs),
+                "distance": solver.attacher.distance(pairs),
                 "nodes": sorted(item.size.nodes),
                 "next_best": _next_best(solutions, index),
             }

@@ -36,6 +36,7 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory 
     Inventory,
     take_stock,
 )
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.placed import Placed
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.policy import Policy, parse_policy
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import Request, parse_requests
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.shortage import (
@@ -44,7 +45,7 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.shortage i
     refusal,
     sort_out,
 )
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Placed, Solver
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Solver
 
 SCHEMA = 1
 

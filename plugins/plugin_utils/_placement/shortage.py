@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.placed import Placed
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.request import KernelBoot, Request
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Placed, Solver
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Solver
 
 
 @dataclass

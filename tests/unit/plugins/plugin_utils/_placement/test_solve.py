@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import Paths
-from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement import solve
+from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement import search
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.plan import make_plan
 from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils._guest.test_pcie_tree import leaf, machine
 from ansible_collections.topovirt.kvm.tests.unit.plugins.plugin_utils.hosts import GIB, host, request
@@ -142,7 +142,7 @@ def test_the_random_cases_are_of_both_kinds() -> None:
 
 
 def test_large_batches_are_decided_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solve, "SEARCH_LIMIT", 2000)
+    monkeypatch.setattr(search, "SEARCH_LIMIT", 2000)
     sizes = [2, 2, 1, 1, 1, 1]
     wanted = [request(f"vm{index}", size, memory=f"{index + 1}GiB") for index, size in enumerate(sizes)]
     assert len(make_plan(wanted, host(), [], "shared_nvswitch", "host")["vms"]) == 6
@@ -152,7 +152,7 @@ def test_large_batches_are_decided_quickly(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_undecided_search_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solve, "SEARCH_LIMIT", 1)
+    monkeypatch.setattr(search, "SEARCH_LIMIT", 1)
     with pytest.raises(TopovirtError, match="none was ruled out"):
         make_plan([request("a", 1), request("b", 2)], host(), [], "shared_nvswitch", "host")
 
