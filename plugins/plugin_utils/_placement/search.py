@@ -43,6 +43,7 @@ class Search:
         self.steps = 0
         self.left = len(solver.free.gpus) - sum(request.gpus for request in requests)
         self.kinds = [solver.kind_of(request) for request in requests]
+        self.twins = self._twins()
         self._options: dict[tuple[int, frozenset[str]], list[Choice]] = {}
         self._whole: dict[frozenset[str], tuple[int, ...]] = {}
         # Units that each VM takes; those that it names can be anywhere, so they say nothing about distances.
@@ -144,7 +145,8 @@ class Search:
             self._leaf(chosen, sizes, free, nodes)
             return
         request = self.requests[index]
-        previous = chosen[-1] if chosen and self._interchangeable(index) else None
+        twin = self.twins[index]
+        previous = None if twin is None else chosen[twin]
         # The bound without the request's own share, to which each choice adds its own.
         rest_distance, rest_nodes = self.rest[index + 1][:2]
         for choice in self._choices(index, free.gpus):
@@ -173,11 +175,17 @@ class Search:
             )
             self._visit([*chosen, choice], [*sizes, size], smaller, further, spanned)
 
-    def _interchangeable(self, index: int) -> bool:
-        """Whether a request and the one before it can change places."""
-        before, request = self.requests[index - 1 : index + 1]
-        apart = before.name in request.anti_affinity or request.name in before.anti_affinity
-        return self.kinds[index] == self.kinds[index - 1] and not apart
+    def _twins(self) -> list[int | None]:
+        """For each request the last one before it that can change places with it."""
+        named = {name for request in self.requests for name in request.anti_affinity}
+        last: dict[int, int] = {}
+        found: list[int | None] = []
+        for index, (request, kind) in enumerate(zip(self.requests, self.kinds, strict=True)):
+            apart = request.name in named or bool(self.solver.far_from(request))
+            found.append(None if apart else last.get(kind))
+            if not apart:
+                last[kind] = index
+        return found
 
     def _too_close(self, request: Request, size: Size, sizes: Sequence[Size]) -> bool:
         """Whether the VM would share a node with one that it, or that one with it, is to be kept apart from."""
