@@ -43,7 +43,7 @@ class Search:
         self.steps = 0
         self.left = len(solver.free.gpus) - sum(request.gpus for request in requests)
         self.kinds = [solver.kind_of(request) for request in requests]
-        self.twins = self._twins()
+        self.likes = self._likes()
         self._options: dict[tuple[int, frozenset[str]], list[Choice]] = {}
         self._whole: dict[frozenset[str], tuple[int, ...]] = {}
         # Units that each VM takes; those that it names can be anywhere, so they say nothing about distances.
@@ -145,8 +145,8 @@ class Search:
             self._leaf(chosen, sizes, free, nodes)
             return
         request = self.requests[index]
-        twin = self.twins[index]
-        previous = None if twin is None else chosen[twin]
+        like = self.likes[index]
+        previous = None if like is None else chosen[like]
         # The bound without the request's own share, to which each choice adds its own.
         rest_distance, rest_nodes = self.rest[index + 1][:2]
         for choice in self._choices(index, free.gpus):
@@ -175,7 +175,7 @@ class Search:
             )
             self._visit([*chosen, choice], [*sizes, size], smaller, further, spanned)
 
-    def _twins(self) -> list[int | None]:
+    def _likes(self) -> list[int | None]:
         """For each request the last one before it that can change places with it."""
         named = {name for request in self.requests for name in request.anti_affinity}
         last: dict[int, int] = {}
