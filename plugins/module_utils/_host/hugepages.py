@@ -11,33 +11,19 @@ from __future__ import annotations
 from typing import Any, Dict, List, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.early_unit import (
+    UNITS,
+    plan_early_script,
+    plan_unit,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, TOKEN
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step
 
 UNIT = "topovirt-hugepages.service"
+_DESCRIPTION = "Huge pages per NUMA node for virtual machines"
 _SCRIPT = STATE / "hugepages.sh"
-_UNITS = "etc/systemd/system"
 _MOUNT = "dev-hugepages1G.mount"
 _GIB_KIB = 1 << 20
-
-_UNIT_TEXT = """\
-# Written by the Ansible collection topovirt.kvm; removed by its way back.
-[Unit]
-Description=Huge pages per NUMA node for virtual machines
-ConditionKernelCommandLine={token}={id}
-DefaultDependencies=no
-After=local-fs.target
-Before=sysinit.target libvirtd.service virtqemud.service shutdown.target
-Conflicts=shutdown.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/bin/sh /{script}
-
-[Install]
-WantedBy=sysinit.target
-"""
 
 # systemd mounts /dev/hugepages with the default page size only; libvirt looks for a mount of each size it is to use.
 _MOUNT_TEXT = """\
@@ -95,17 +81,12 @@ class Hugepages(Step):
 
     def plan(self) -> List[Change]:
         wanted = self.context.wanted
-        kib, reboot = wanted.page_size_bytes >> 10, not self.context.under_token
-        names = {"token": TOKEN, "id": self.context.id, "script": _SCRIPT}
+        kib = wanted.page_size_bytes >> 10
         lines = "".join(f"want {node} {count}\n" for node, count in sorted(wanted.pages.items()))
-        changes = [
-            *self.plan_file(str(_SCRIPT), _SCRIPT_TEXT.format(kib=kib, lines=lines), 0o600),
-            *self.plan_file(f"{_UNITS}/{UNIT}", _UNIT_TEXT.format(**names), reboot=reboot),
-            *self.plan_link(f"{_UNITS}/sysinit.target.wants/{UNIT}", f"/{_UNITS}/{UNIT}"),
-        ]
+        script = _SCRIPT_TEXT.format(kib=kib, lines=lines)
+        changes = plan_early_script(self, UNIT, _DESCRIPTION, _SCRIPT, script)
         if kib == _GIB_KIB and not self._foreign_mount():
-            changes += self.plan_file(f"{_UNITS}/{_MOUNT}", _MOUNT_TEXT.format(**names), reboot=reboot)
-            changes += self.plan_link(f"{_UNITS}/sysinit.target.wants/{_MOUNT}", f"/{_UNITS}/{_MOUNT}")
+            changes += plan_unit(self, _MOUNT, _MOUNT_TEXT.format(token=TOKEN, id=self.context.id))
         return changes
 
     def differences(self) -> List[str]:
@@ -129,12 +110,12 @@ class Hugepages(Step):
 
     def _foreign_mount(self) -> bool:
         """Whether the host mounts huge pages of 1 GiB itself."""
-        ours = (self.name, "file", f"{_UNITS}/{_MOUNT}") in self.context.journal.first_priors()
+        ours = (self.name, "file", f"{UNITS}/{_MOUNT}") in self.context.journal.first_priors()
         if ours:
             return False
         fstab = self.context.root / "etc/fstab"
         lines = fstab.read_text(encoding="utf-8", errors="replace").splitlines() if fstab.is_file() else []
         named = any("hugetlbfs" in line and "pagesize=1" in line for line in lines if not line.startswith("#"))
         return named or any(
-            (self.context.root / place / _MOUNT).exists() for place in (_UNITS, "usr/lib/systemd/system")
+            (self.context.root / place / _MOUNT).exists() for place in (UNITS, "usr/lib/systemd/system")
         )

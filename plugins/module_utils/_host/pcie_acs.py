@@ -16,8 +16,9 @@ from itertools import product
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.early_unit import plan_early_script
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import write_file
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import REGISTERS_FOUND, STATE, TOKEN
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import REGISTERS_FOUND, STATE
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import (
     ACS_BITS,
     ACS_DIRECT_TRANSLATED,
@@ -31,33 +32,14 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths impor
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import DEVICES, bdf_key
 
 UNIT = "topovirt-pcie-acs.service"
+_DESCRIPTION = "PCIe access control between GPUs and NICs of virtual machines"
 _SCRIPT = STATE / "pcie-acs.sh"
-_UNITS = "etc/systemd/system"
 
 # Words of the kernel argument pci= that speak against a part of the step, and why (kernel-parameters.txt). With
 # pcie_bus_perf devices that take larger packets than others rely on small read requests.
 _SET_BY_KERNEL = ("config_acs=", "disable_acs_redir=")
 _NO_ATS = "noats"
 _SMALL_REQUESTS = "pcie_bus_perf"
-
-_UNIT_TEXT = """\
-# Written by the Ansible collection topovirt.kvm; removed by its way back.
-[Unit]
-Description=PCIe access control between GPUs and NICs of virtual machines
-ConditionKernelCommandLine={token}={id}
-DefaultDependencies=no
-After=local-fs.target
-Before=sysinit.target libvirtd.service virtqemud.service shutdown.target
-Conflicts=shutdown.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/bin/sh /{script}
-
-[Install]
-WantedBy=sysinit.target
-"""
 
 # Each register is one access of two bytes at an even offset, as the device wants it. Another device at the address, or
 # another capability at its place, is left alone. A function is kept awake meanwhile (see registers.py).
@@ -169,14 +151,11 @@ class PcieAccess(Step):
         for bdf, name in self._found().keys() - {(setting.bdf, setting.name) for setting in settings}:
             before = self._registers.read(bdf, name)
             changes += self._change(f"{bdf} {name}", before, self._as_found(bdf, name, before))
-        names = {"token": TOKEN, "id": self.context.id, "script": _SCRIPT}
         lines = "".join(self._line(setting) for setting in settings)
-        reboot = not self.context.under_token
+        script = _SCRIPT_TEXT.format(found=REGISTERS_FOUND, lines=lines)
         return [
             *sorted(changes, key=lambda change: change.what),
-            *self.plan_file(str(_SCRIPT), _SCRIPT_TEXT.format(found=REGISTERS_FOUND, lines=lines), 0o600),
-            *self.plan_file(f"{_UNITS}/{UNIT}", _UNIT_TEXT.format(**names), reboot=reboot),
-            *self.plan_link(f"{_UNITS}/sysinit.target.wants/{UNIT}", f"/{_UNITS}/{UNIT}"),
+            *plan_early_script(self, UNIT, _DESCRIPTION, _SCRIPT, script),
         ]
 
     def early(self) -> bool:

@@ -49,7 +49,7 @@ def _next_best(solutions: Sequence[Solution], index: int) -> dict[str, Any] | No
     if len(solutions) < 2:
         return None
     best, other = solutions
-    levels = list(zip(best.value.key, other.value.key, strict=True))
+    levels = list(zip(best.value, other.value, strict=True))
     level = next(number for number, (ours, theirs) in enumerate(levels) if ours != theirs)
     return {
         "gpus": list(other.placed[index].gpu_set.gpus),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.fabric import GpuSet
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.inventory import Unit
@@ -52,18 +53,13 @@ class Placed:
         return tuple(sorted({*self.gpu_set.gpus, *self.gpu_set.switches, *self.nics, *self.nvmes, *self.along}))
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What a placement of a batch is worth; less is better, level by level."""
 
     distance: int
     nodes: int
     whole: tuple[int, ...]  # minus the free blocks of each size, largest first
     order: tuple[tuple[str, ...], ...]
-
-    @property
-    def key(self) -> tuple[int, int, tuple[int, ...], tuple[tuple[str, ...], ...]]:
-        return self.distance, self.nodes, self.whole, self.order
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.shortage i
     place,
     refusal,
     sort_out,
+    still_fits,
 )
 from ansible_collections.topovirt.kvm.plugins.plugin_utils._placement.solve import Solver
 
@@ -196,11 +197,14 @@ def make_plan(
     for kept in standing.kept.values():
         solver.keep_apart(kept.placed)
     solved, sorted_out = place(solver, fresh), None
-    if solved is None and not partial:
-        raise refusal(solver, fresh)
-    if solved is None or partial:
-        sorted_out = sort_out(solver, fresh)
+    if partial:
+        # Only a batch that does not fit as a whole is taken apart.
+        sorted_out = (
+            sort_out(solver, fresh) if solved is None else Sorted(solved, [], still_fits(solver.beside(solved)))
+        )
         solved = sorted_out.placed
+    elif solved is None:
+        raise refusal(solver, fresh)
     picked = _pick_cores(solved, inventory)
     new = {placed.request.name: placed for placed in solved}
     explanations = explain_all(solver, solved) if explain else {}

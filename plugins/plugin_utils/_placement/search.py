@@ -219,9 +219,7 @@ class Search:
             Placed(item.request, item.gpu_set, size, item.nics, item.nvmes, item.along)
             for item, size in zip(attached[1], sizes, strict=True)
         ]
-        self.found = sorted([*self.found, Solution(placed, value)], key=lambda solution: solution.value.key)[
-            : self.keep
-        ]
+        self.found = sorted([*self.found, Solution(placed, value)], key=lambda solution: solution.value)[: self.keep]
 
 
 def _needs(choice: Choice) -> tuple[int, int, int, int]:

@@ -106,7 +106,8 @@ class Solver:
                 if function is None:
                     found.append(f"{role} {name}: this host has no such device")
                 elif function["role"] != role:
-                    found.append(f"{role} {name}: it is a {function['role'] or function['kind'].replace('_', ' ')}")
+                    what = f"a {function['role']}" if function["role"] else "no device that a VM could own"
+                    found.append(f"{role} {name}: it is {what}")
                 elif taken := self.inventory.why_taken(name):
                     found.append(f"{role} {name}: {taken}")
         return found
