@@ -18,7 +18,8 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host import guard
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.binding import Binding
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boot, boot_obstacles
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boot
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.choice import boot_obstacles
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key, Record, machine_id
@@ -340,7 +341,8 @@ def chained(changes: Sequence[Change]) -> List[Change]:
     result = []
     for change in sorted(changes, key=lambda c: c.stage == "commit"):
         if change.kind == "file":
-            result.append(replace(change, before=texts.get(change.key, change.before)))
+            if texts.get(change.key) != change.after["text"]:  # else an earlier stage has written it already
+                result.append(replace(change, before=texts.get(change.key, change.before)))
             texts[change.key] = change.after["text"]
         else:
             result.append(change)

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, Callable, ClassVar, Dict, List, NamedTuple, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import capture, restore, write_file, write_link
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import (
+    capture,
+    remove_tree,
+    restore,
+    write_file,
+    write_link,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, Run, token_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
@@ -23,7 +29,7 @@ class Change:
     """One difference between what is and what shall be. Plain data: check mode shows it, the real run executes it."""
 
     step: str
-    kind: str  # "file", "link", "directory", or one of the step's own
+    kind: str  # "file", "link", "directory", "removal" of a file, or one of the step's own
     what: str  # path, unit, BDF, package
     before: Any
     after: Any  # for a file {"text", "mode"}, for a link {"target"}
@@ -107,6 +113,8 @@ class Step:
                 path.chmod(change.after["mode"])
             elif change.kind == "link":
                 write_link(path, change.after["target"])
+            elif change.kind == "removal":
+                remove_tree(path)
             elif change.kind == "file":
                 write_file(path, change.after["text"].encode("utf-8"), change.after["mode"])
             else:
@@ -143,6 +151,10 @@ class Step:
         if before == target:
             return []
         return [*self._plan_parents(what, "apply"), Change(self.name, "link", what, before, {"target": target})]
+
+    def plan_removal(self, what: str, stage: str = "apply") -> Change:
+        """The change that takes a file away."""
+        return Change(self.name, "removal", what, "present", None, stage)
 
     def _plan_parents(self, what: str, stage: str) -> List[Change]:
         missing = []

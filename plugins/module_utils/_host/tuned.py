@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any, Dict, List, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import package_manager, plain_name
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.package_manager import package_manager, plain_name
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, output
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step
 
 PROFILE = "topovirt"
 _PACKAGE = "tuned"
+# The second place is for TuneD before 2.23. Both are written: which of them counts is not known before TuneD is there,
+# and an upgrade moves it.
+_PROFILES = (f"etc/tuned/profiles/{PROFILE}/tuned.conf", f"etc/tuned/{PROFILE}/tuned.conf")
 _DROP_IN = "etc/systemd/system/tuned.service.d/topovirt.conf"
 _ACTIVE = "etc/tuned/active_profile"
 _MODE = "etc/tuned/profile_mode"
@@ -54,7 +57,8 @@ class Tuned(Step):
         # A TuneD that was there before keeps its profile until the new boot is verified; one that came with the
         # conversion runs under our token only, so it may have the profile from the start.
         stage = "apply" if ours or self.context.journal.state == "committed" else "commit"
-        changes = self.plan_file(self._profile(), _PROFILE_TEXT.format(mask=cpu_mask(wanted.housekeeping_cpus)))
+        text = _PROFILE_TEXT.format(mask=cpu_mask(wanted.housekeeping_cpus))
+        changes = [change for path in _PROFILES for change in self.plan_file(path, text)]
         if ours:
             condition = f"[Unit]\nConditionKernelCommandLine={TOKEN}={self.context.id}\n"
             changes += self.plan_file(_DROP_IN, condition, reboot=True)
@@ -90,12 +94,6 @@ class Tuned(Step):
         else:
             names = first["prior"]["packages"]
         return _PACKAGE not in {plain_name(name) for name in names}
-
-    def _profile(self) -> str:
-        """Since 2.23 profiles have a directory of their own; older versions look in /etc/tuned itself."""
-        stock = self.context.root / "usr/lib/tuned"
-        new = not stock.is_dir() or (stock / "profiles").is_dir()
-        return f"etc/tuned/{'profiles/' if new else ''}{PROFILE}/tuned.conf"
 
 
 def cpu_mask(cpus: Sequence[int]) -> str:
