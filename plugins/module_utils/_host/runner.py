@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host import guard
+from ansible_collections.topovirt.kvm.plugins.module_utils._host import guard, surroundings
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.binding import Binding
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boot
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.choice import boot_obstacles
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key, Record, machine_id
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import holder
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import Packages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, TOKEN, Run, output, token_of
@@ -41,6 +42,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     unique,
     write_attribute,
 )
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.surroundings import FreeBytes, free_bytes
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.tuned import Tuned
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import Wanted, resolve
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
@@ -73,6 +75,7 @@ class Runner:
     topology: Callable[[], Topology]
     write: Callable[[Path, str], None] = write_attribute
     write_config: WriteConfig = write_config
+    free: FreeBytes = free_bytes
 
     # --- to a KVM host ---
 
@@ -80,7 +83,8 @@ class Runner:
         """What a conversion would change, after the guard had its say. Changes nothing."""
         context = self._context(given)
         changes = self._planned(context)
-        self._refuse(context, changes)
+        other = holder(self.root)
+        self._refuse(context, changes, [f"another run is changing this host: {other}"] if other else [])
         return self._report(context, changes, bool(changes))
 
     def record(self, given: Mapping[str, Any], check: bool) -> Report:
@@ -238,11 +242,11 @@ class Runner:
         """
         obstacles = [*boot_obstacles(self.root, self.run), *PcieAccess(context).obstacles()]
         if obstacles:
-            self._raise([*self._reasons(context, True), *obstacles])
+            self._raise([*self._reasons(context, True), *obstacles])  # what is not planned is not weighed for space
         return chained(unique([change for step in self._steps(context) for change in step.plan()]))
 
-    def _refuse(self, context: Context, changes: Sequence[Change]) -> None:
-        reasons = self._reasons(context, bool(changes))
+    def _refuse(self, context: Context, changes: Sequence[Change], more: Sequence[str] = ()) -> None:
+        reasons = [*self._reasons(context, bool(changes)), *surroundings.space(self.root, changes, self.free), *more]
         if reasons:
             self._raise(reasons)
 
@@ -252,6 +256,9 @@ class Runner:
         if changes:
             reasons += [f"VM {name} is running: stop it first" for name in guard.running_vms(self.root)]
             reasons += [f"{process} runs a VM: stop it first" for process in guard.other_processes(self.root)]
+            reasons += surroundings.versions(context.topology)
+        if context.journal.state in ("none", "begun"):
+            reasons += surroundings.pending_reboot(self.root, self.run, context.topology)
         return reasons
 
     @staticmethod
