@@ -17,6 +17,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.loader 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import content, remove_tree, restore, write_file
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import BOOT_STATE, TOKEN, Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Context, Step, Touched
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.trial import is_trial, tried_arguments
 
 _BOOT = Path("boot")
 
@@ -92,6 +93,16 @@ class Boot(Step):
         committed = next((entry for entry in entries if entry.id == state["default"]), None)
         return not self._runs(self._target(committed))
 
+    def failed_trial(self) -> Optional[str]:
+        """Id of the entry that was booted once, and after which the host came back with another one."""
+        state = self.read()
+        tried = next((entry["id"] for entry in state["entries"] if entry["id"] != state["default"]), None)
+        armed = (self.name, "next_entry", self._loader.once_file) in self.context.journal.first_priors()
+        runs = self.context.under_token and is_trial(self.context.topology["host"]["cmdline"])
+        if tried is None or not armed or runs or self._loader.next_entry() == tried:
+            return None
+        return str(tried)
+
     def differences(self) -> List[str]:
         words = self.context.topology["host"]["cmdline"].split()
         wanted = [f"{TOKEN}={self.context.id}", *self.context.wanted.arguments]
@@ -163,13 +174,15 @@ class Boot(Step):
         path = self.context.root / self._loader.entries_file
         current = path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
         mode = path.stat().st_mode & 0o7777 if path.is_file() else 0o644
+        committed = default.id if default else None
         state = {
             "entries": [asdict(entry) for entry in entries],
-            "default": default.id if default else None,
+            "default": committed,
             "initramfs": inputs,
         }
+        shown = [entry if entry.id == committed else self._tried(entry) for entry in entries]
         return [
-            *self.plan_file(self._loader.entries_file, self._loader.render(current, entries, default), mode, stage),
+            *self.plan_file(self._loader.entries_file, self._loader.render(current, shown, default), mode, stage),
             *self.plan_file(str(BOOT_STATE), json.dumps(state, indent=1, sort_keys=True) + "\n", 0o600, stage),
         ]
 
@@ -203,7 +216,13 @@ class Boot(Step):
     def _runs(self, entry: Entry) -> bool:
         host = self.context.topology["host"]
         words = [word for word in host["cmdline"].split() if not word.startswith("BOOT_IMAGE=")]
-        return host["kernel"] == entry.kernel_version and sorted(words) == sorted(entry.arguments)
+        ways = (entry, self._tried(entry))
+        return host["kernel"] == entry.kernel_version and sorted(words) in [sorted(way.arguments) for way in ways]
+
+    @staticmethod
+    def _tried(entry: Entry) -> Entry:
+        """The entry as it boots until it is committed."""
+        return replace(entry, arguments=tried_arguments(entry.arguments, initramfs_tools.TRIAL_ARGUMENTS))
 
 
 def _from_json(data: Dict[str, Any]) -> Entry:

@@ -61,6 +61,8 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
         "reboot_required": report.reboot_required,
         "differences": report.differences,
         "kept": report.kept,
+        "confirm_within": report.confirm_within,
+        "warnings": report.warnings,
         "diff": [_diff(change) for change in shown],
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import List, Sequence
+from typing import List, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest, remove_tree, sync_directory
@@ -16,6 +16,10 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import S
 
 _HOST_CONFIGURATION = "etc/initramfs-tools"
 _CONFIGURATION = STATE / "initramfs-tools"
+
+# Kernel arguments with which a trial boot whose root file system is not found reboots rather than opens a shell: the
+# initramfs of this builder needs none, because it goes by the kernel's panic= (initramfs-tools(7), "panic").
+TRIAL_ARGUMENTS: Tuple[str, ...] = ()
 
 _HOOK = """\
 #!/bin/sh
