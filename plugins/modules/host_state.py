@@ -284,8 +284,8 @@ differences:
   sample: ['0000:23:00.0: wanted driver vfio-pci, found nvidia']
 confirm_within:
   description:
-    - With O(phase=verify), the seconds that are left to reach O(phase=commit) before the host reboots by itself into its
-      old entry. V(none) when it does not.
+    - With O(phase=verify), the seconds that are left to reach O(phase=commit) before the host reboots into its old entry
+      by itself. V(none) when it does not.
   returned: success, or when something is not as wanted
   type: int
   sample: 712
@@ -369,8 +369,8 @@ def main() -> None:
         text = f"The host is not as wanted: {'; '.join(result['differences'])}."
         if result["confirm_within"] is not None:
             text += (
-                f" It reboots into its old boot entry by itself in {result['confirm_within']} s, unless it is corrected "
-                f"and committed before."
+                f" It reboots into its old boot entry by itself in {result['confirm_within']} s, unless it is corrected"
+                f" and committed before."
             )
         module.fail_json(msg=text, **result)
     module.exit_json(**result)
