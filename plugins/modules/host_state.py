@@ -284,8 +284,8 @@ differences:
   sample: ['0000:23:00.0: wanted driver vfio-pci, found nvidia']
 confirm_within:
   description:
-    - With O(phase=verify), the seconds that are left to reach O(phase=commit) before the host reboots into its old entry
-      by itself. V(none) when it does not.
+    - With O(phase=verify), the seconds that are left to reach O(phase=commit) before the host reboots into its old
+      entry by itself. V(none) when it does not.
   returned: success, or when something is not as wanted
   type: int
   sample: 712

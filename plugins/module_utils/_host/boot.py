@@ -97,7 +97,7 @@ class Boot(Step):
         """Id of the entry that was booted once, and after which the host came back with another one."""
         state = self.read()
         tried = next((entry["id"] for entry in state["entries"] if entry["id"] != state["default"]), None)
-        armed = (self.name, "next_entry", self._loader.once_file) in self.context.journal.first_priors()
+        armed = self.context.journal.made((self.name, "next_entry", self._loader.once_file))
         runs = self.context.under_token and is_trial(self.context.topology["host"]["cmdline"])
         if tried is None or not armed or runs or self._loader.next_entry() == tried:
             return None
