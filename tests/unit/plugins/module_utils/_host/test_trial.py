@@ -286,12 +286,9 @@ def test_how_much_time_is_left(host: FakeHost) -> None:
 
 def test_verification_leaves_half_of_the_time(host: FakeHost) -> None:
     host.convert(until="reboot")
-    waited: list[list[str]] = []
-    run = host.run
-    runner = host.runner()
-    runner.run = lambda words: (waited.append(words), run(words[2:]))[1] if words[0] == "timeout" else run(words)
-    runner.verify({**WANTED, "confirm_timeout": 120})
-    assert waited == [["timeout", "60", "systemctl", "is-system-running", "--wait"]]
+    host.log.clear()
+    host.runner().verify({**WANTED, "confirm_timeout": 120})
+    assert host.log[0] == ["timeout", "60", "systemctl", "is-system-running", "--wait"]
 
 
 def test_last_words_are_those_of_the_trial(host: FakeHost) -> None:
