@@ -133,8 +133,8 @@ def failure(entry: str, words: Sequence[str]) -> str:
         else "It left no journal: it ended before its journal was written, or the host keeps none."
     )
     return (
-        f"The trial boot of entry {entry} failed, and the host recovered by itself: it runs the boot entry that it ran "
-        f"before, with drivers, huge pages and command line of that. {told}"
+        f"The trial boot of entry {entry} failed, and the host recovered by itself: it runs the boot entry that is its "
+        f"default, unchanged. {told}"
     )
 
 
