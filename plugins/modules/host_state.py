@@ -299,7 +299,7 @@ kept:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import run_phase
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import complaint, run_phase
 
 
 def main() -> None:
@@ -366,13 +366,7 @@ def main() -> None:
     for text in result.pop("warnings"):
         module.warn(text)
     if result["differences"]:
-        text = f"The host is not as wanted: {'; '.join(result['differences'])}."
-        if result["confirm_within"] is not None:
-            text += (
-                f" It reboots into its old boot entry by itself in {result['confirm_within']} s, unless it is corrected"
-                f" and committed before."
-            )
-        module.fail_json(msg=text, **result)
+        module.fail_json(msg=complaint(result), **result)
     module.exit_json(**result)
 
 

@@ -46,23 +46,21 @@ NO_PANIC = f"rm {CRASH} {WANTED}"
 
 NO_ROOT = r"sed -i '/topovirt=/s/ root=[^ ]*/ root=\/dev\/nowhere rootdelay=5/' /boot/grub/custom.cfg"
 
-# A second archive behind the initramfs replaces the script in it; the menu entry is written anew by the next run.
-SECOND = "/boot/second.img"
+# Early binding gets one more address, in an initramfs of its own; the menu entry is written anew by the next run.
+IMAGE = "/boot/with-nic.img"
 NO_NETWORK = rf"""
 set -e
 card=$(ip -o route get 10.0.2.2 | sed 's/.* dev \([^ ]*\).*/\1/')
 nic=$(basename $(readlink -f /sys/class/net/$card/device))
-script=scripts/init-top/topovirt
 folder=$(mktemp -d)
-mkdir -p $folder/scripts/init-top
-sed "s/^devices=\"/&$nic /" /var/lib/topovirt/initramfs-tools/$script > $folder/$script
-grep -q "^devices=\"$nic " $folder/$script
-chmod 755 $folder/$script
-(cd $folder && find . | cpio --quiet -o -H newc) > {SECOND}
+cp -a /var/lib/topovirt/initramfs-tools/. $folder
+sed -i "s/^devices=\"/&$nic /" $folder/scripts/init-top/topovirt
+grep -q "^devices=\"$nic " $folder/scripts/init-top/topovirt
+mkinitramfs -d $folder -o {IMAGE} $(uname -r)
 rm -r $folder
-sed -i '/^\tinitrd\t.*topovirt/s#$# {SECOND}#' /boot/grub/custom.cfg
+sed -i 's#/boot/topovirt-[^ ]*#{IMAGE}#' /boot/grub/custom.cfg
 """
-NETWORK = f"rm {SECOND}"
+NETWORK = f"rm {IMAGE}"
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,17 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
     }
 
 
+def complaint(result: Mapping[str, Any]) -> str:
+    """What a failed verification says: what is wrong, and what happens if nobody does anything."""
+    text = f"The host is not as wanted: {'; '.join(result['differences'])}."
+    if result["confirm_within"] is None:
+        return text
+    return (
+        f"{text} It reboots into its old boot entry by itself in {result['confirm_within']} s, unless it is corrected "
+        f"and committed before."
+    )
+
+
 def _run(runner: Runner, state: str, phase: str, params: Mapping[str, Any], check_mode: bool) -> Report:
     if state == "restored":
         discard = bool(params["discard_images"])
