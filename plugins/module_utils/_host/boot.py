@@ -17,6 +17,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.loader 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import content, remove_tree, restore, write_file
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import BOOT_STATE, TOKEN
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Context, Step, Touched
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.trial import is_trial, tried_arguments
 
 # TuneD's own part of a command line, where entries take it in (its boot loader plug-in).
 _OF_TUNED = re.compile(r"\$\{?tuned_(params|initrd)\}?$")
@@ -74,6 +75,16 @@ class Boot(Step):
         entries = [_from_json(data) for data in state["entries"]]
         committed = next((entry for entry in entries if entry.id == state["default"]), None)
         return not self._runs(self._target(committed))
+
+    def failed_trial(self) -> Optional[str]:
+        """Id of the entry that was booted once, and after which the host came back with another one."""
+        state = self.read()
+        tried = next((entry["id"] for entry in state["entries"] if entry["id"] != state["default"]), None)
+        armed = self.context.journal.made((self.name, "next_entry", self._loader.environment.path))
+        runs = self.context.under_token and is_trial(self.context.topology["host"]["cmdline"])
+        if tried is None or not armed or runs or self._loader.environment.next_entry() == tried:
+            return None
+        return str(tried)
 
     def differences(self) -> List[str]:
         words = self.context.topology["host"]["cmdline"].split()
@@ -156,14 +167,16 @@ class Boot(Step):
             write_file(path, rest.encode("utf-8", "surrogateescape"), path.stat().st_mode & 0o7777)
 
     def _plan_entries(self, entries: List[Entry], default: Optional[Entry], inputs: str, stage: str) -> List[Change]:
+        committed = default.id if default else None
         state = {
             "entries": [asdict(entry) for entry in entries],
-            "default": default.id if default else None,
+            "default": committed,
             "initramfs": inputs,
             "before": self._base().id,
         }
         changes = []
-        for what, text in self._loader.files(entries, default).items():
+        shown = [entry if entry.id == committed else self._tried(entry) for entry in entries]
+        for what, text in self._loader.files(shown, default).items():
             path = self.context.root / what
             mode = path.stat().st_mode & 0o7777 if path.is_file() else 0o644
             changes += self.plan_file(what, text, mode, stage)
@@ -210,9 +223,12 @@ class Boot(Step):
     def _runs(self, entry: Entry) -> bool:
         host = self.context.topology["host"]
         words = [word for word in host["cmdline"].split() if not word.startswith("BOOT_IMAGE=")]
-        return host["kernel"] == entry.kernel_version and sorted(words) == sorted(
-            self._loader.expanded(entry.arguments)
-        )
+        ways = (sorted(self._loader.expanded(way.arguments)) for way in (entry, self._tried(entry)))
+        return host["kernel"] == entry.kernel_version and sorted(words) in ways
+
+    def _tried(self, entry: Entry) -> Entry:
+        """The entry as it boots until it is committed."""
+        return replace(entry, arguments=tried_arguments(entry.arguments, self._builder.trial_arguments))
 
 
 def _from_json(data: Dict[str, Any]) -> Entry:

@@ -61,8 +61,21 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
         "reboot_required": report.reboot_required,
         "differences": report.differences,
         "kept": report.kept,
+        "confirm_within": report.confirm_within,
+        "warnings": report.warnings,
         "diff": [_diff(change) for change in shown],
     }
+
+
+def complaint(result: Mapping[str, Any]) -> str:
+    """What a failed verification says: what is wrong, and what happens if nobody does anything."""
+    text = f"The host is not as wanted: {'; '.join(result['differences'])}."
+    if result["confirm_within"] is None:
+        return text
+    return (
+        f"{text} It reboots into its old boot entry by itself in {result['confirm_within']} s, unless it is corrected "
+        f"and committed before."
+    )
 
 
 def _run(runner: Runner, state: str, phase: str, params: Mapping[str, Any], check_mode: bool) -> Report:

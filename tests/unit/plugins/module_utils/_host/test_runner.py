@@ -241,6 +241,7 @@ def test_the_id_is_the_same_at_each_try_and_differs_between_hosts(host: FakeHost
 def test_nvswitches_go_back_to_the_host_without_a_reboot(host: FakeHost) -> None:
     before = host.snapshot()
     host.convert()
+    host.reboot()  # without the words of the trial
     cmdline = (host.root / "proc/cmdline").read_text()
     host.log.clear()
     shared = {**host.wanted, "fabric_model": "shared_nvswitch"}
