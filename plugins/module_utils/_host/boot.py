@@ -23,6 +23,11 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.trial import is
 _OF_TUNED = re.compile(r"\$\{?tuned_(params|initrd)\}?$")
 
 
+# How many huge pages there are at boot. The pool is resized at run time, too, and what counts is what it holds, which
+# its own step verifies: other numbers need neither a trial nor a reboot.
+_POOL = "hugepages="
+
+
 class Boot(Step):
     """Kernel command line and early binding, by an entry that stands beside the host's own ones."""
 
@@ -50,7 +55,7 @@ class Boot(Step):
         entries = [_from_json(data) for data in state["entries"]]
         committed = next((entry for entry in entries if entry.id == state["default"]), None)
         target = self._target(committed)
-        stay = committed is not None and committed == target
+        stay = committed is not None and committed.id == target.id
         shown = [target] if committed is None or stay else [committed, target]
         image = self._image(target)
         inputs = self._builder.inputs_digest(self.context.id, list(self.context.wanted.devices), target.kernel_version)
@@ -89,7 +94,7 @@ class Boot(Step):
     def differences(self) -> List[str]:
         words = self.context.topology["host"]["cmdline"].split()
         wanted = [f"{TOKEN}={self.context.id}", *self.context.wanted.arguments]
-        found = [f"kernel command line: {word} is missing" for word in wanted if word not in words]
+        found = [f"kernel command line: {word} is missing" for word in _without_pool(wanted) if word not in words]
         state = self.read()
         target = _from_json(state["entries"][-1]) if state["entries"] else None
         kernel = self.context.topology["host"]["kernel"]
@@ -212,8 +217,11 @@ class Boot(Step):
             arguments=(*kept, *ours),
             initrds=(*others, initrd),
         )
-        if committed is None or replace(committed, id=target.id) == target:
-            return target if committed is None else committed
+        if committed is None:
+            return target
+        same = replace(committed, id=target.id, arguments=target.arguments) == target
+        if same and _without_pool(committed.arguments) == _without_pool(target.arguments):
+            return replace(committed, arguments=target.arguments)
         number = int(committed.id.rpartition("-")[2]) if committed.id.count("-") > 1 else 1
         return replace(target, id=f"{TOKEN}-{self.context.id}-{number + 1}")
 
@@ -223,8 +231,8 @@ class Boot(Step):
     def _runs(self, entry: Entry) -> bool:
         host = self.context.topology["host"]
         words = [word for word in host["cmdline"].split() if not word.startswith("BOOT_IMAGE=")]
-        ways = (sorted(self._loader.expanded(way.arguments)) for way in (entry, self._tried(entry)))
-        return host["kernel"] == entry.kernel_version and sorted(words) in ways
+        ways = (_without_pool(self._loader.expanded(way.arguments)) for way in (entry, self._tried(entry)))
+        return host["kernel"] == entry.kernel_version and _without_pool(words) in ways
 
     def _tried(self, entry: Entry) -> Entry:
         """The entry as it boots until it is committed."""
@@ -234,3 +242,7 @@ class Boot(Step):
 def _from_json(data: Dict[str, Any]) -> Entry:
     values: Dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     return Entry(**values)
+
+
+def _without_pool(words: Sequence[str]) -> List[str]:
+    return sorted(word for word in words if not word.startswith(_POOL))
