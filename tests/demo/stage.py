@@ -61,6 +61,7 @@ class Setting:
     variant: str | None = None
     requests: dict[str, Any] = field(default_factory=lambda: story.ONE_VM)
     shape: str = "debian"
+    variables: dict[str, Any] = field(default_factory=dict)  # of the operator, beside the story's own
 
 
 SETTINGS = {
@@ -68,7 +69,7 @@ SETTINGS = {
     "hgx-h200-wrong": Setting(),
     "no-iommu": Setting(variant="no-iommu"),
     "dgx-2": Setting("dgx-2", requests=story.SIXTEEN),
-    "debian": Setting(requests=story.ONE_GPU),
+    "debian": Setting("pcie-l40s", requests=story.ONE_GPU, variables=story.REGISTERS),
     "rhel9": Setting(requests=story.ONE_GPU, shape="rhel9"),
     "rhel10": Setting(requests=story.ONE_GPU, shape="rhel10"),
     "trial-boot": Setting(requests={}),
@@ -114,7 +115,8 @@ def create(mine: Operator) -> None:
     shutil.rmtree(mine.folder, ignore_errors=True)
     owner = os.environ.get(OWNER)
     mine.server.up(owner=int(owner) if owner else None)
-    mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | SETTINGS[mine.folder.name].requests)
+    setting = SETTINGS[mine.folder.name]
+    mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | setting.requests | setting.variables)
     (mine.folder / BEFORE).write_text(json.dumps(record(mine.server)), encoding="utf-8")
 
 
