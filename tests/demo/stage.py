@@ -106,7 +106,7 @@ REFUSALS = (
 def operator(scenario: str) -> Operator:
     folder = workspace.WORK / "scenario" / scenario
     setting = SETTINGS[scenario]
-    server = Server(setting.machine, setting.variant, directory=folder / "server")
+    server = Server(setting.machine, setting.variant, directory=folder / "server", os=setting.shape)
     return Operator(server, folder, workspace.COLLECTIONS)
 
 
