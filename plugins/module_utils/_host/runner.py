@@ -269,7 +269,9 @@ class Runner:
 
         :raises TopovirtError: where the host is of a kind for which none can be planned.
         """
-        obstacles = [*boot_obstacles(self.root, self.run), *PcieAccess(context).obstacles()]
+        obstacles = boot_obstacles(self.root, self.run)
+        for step in (PcieAccess(context), Tuned(context)):
+            obstacles += step.obstacles()
         if obstacles:
             self._raise([*self._reasons(context, True), *obstacles])  # what is not planned is not weighed for space
         return chained(unique([change for step in self._steps(context) for change in step.plan()]))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Dict, List, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
@@ -19,6 +20,8 @@ _PACKAGE = "tuned"
 _PROFILES = (f"etc/tuned/profiles/{PROFILE}/tuned.conf", f"etc/tuned/{PROFILE}/tuned.conf")
 _DROP_IN = "etc/systemd/system/tuned.service.d/topovirt.conf"
 _ACTIVE = "etc/tuned/active_profile"
+# What TuneD has put on the kernel command line (its boot loader plugin).
+_BOOT = "etc/tuned/bootcmdline"
 _MODE = "etc/tuned/profile_mode"
 
 # Strictly placed guests must not have their memory moved by automatic balancing. Kernel work without a place of its own
@@ -48,6 +51,21 @@ class Tuned(Step):
     def read(self) -> Dict[str, Any]:
         answer = output(self.context.run, "tuned-adm", "active")
         return {"active": answer.rpartition(":")[2].strip() if "Current active profile:" in answer else None}
+
+    def obstacles(self) -> List[str]:
+        """Why the profile must not be switched: a sentence each."""
+        active = self.read()["active"]
+        if not self.context.wanted.tuned or active in (None, PROFILE):
+            return []
+        path = self.context.root / _BOOT
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        words = re.search(r"""^TUNED_BOOT_CMDLINE=["']?(.*?)["']?\s*$""", text, re.MULTILINE)
+        if words is None or not words[1].strip():
+            return []
+        return [
+            f"the TuneD profile {active} sets kernel arguments ({words[1].strip()}), which TuneD takes from all boot "
+            f"entries when another profile is chosen: choose one without first, or keep it with kvm_host_tuned: false"
+        ]
 
     def plan(self) -> List[Change]:
         wanted = self.context.wanted
