@@ -14,9 +14,10 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_red_hat import FakeRedHat
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.test_pcie_acs import WANTED_ON, AcsHost
 
+from tests.truth.evidence import Evidence
 from tests.truth.things import Observed, Thing, things
-from tests.unit.truth.evidence import Evidence, conversion, plain_installation, way_back
 from tests.unit.truth.looking import observe
+from tests.unit.truth.watched import conversion, plain_installation, way_back
 
 KINDS = (FakeHost, FakeRedHat)
 

@@ -35,7 +35,7 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._libvirt i
 
 from tests.tools import workspace
 from tests.unit.plugins.module_utils._topology.machine import two_level_machine
-from tests.unit.truth.evidence import conversion, plain_installation
+from tests.unit.truth.watched import conversion, plain_installation
 
 PLUGINS = workspace.ROOT / "plugins"
 READS_ONLY = "because it changes nothing"

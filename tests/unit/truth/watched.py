@@ -5,57 +5,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import as_result, journal_summary
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import FakeHost
 
-from tests.truth.effects import Change, Effect, changes_of, effects, effects_back
-from tests.truth.judge import Journalled, Verdict, journalled, verdict
-from tests.truth.things import Observed, Thing, Things, observed
+from tests.truth.effects import changes_of
+from tests.truth.evidence import Evidence
+from tests.truth.judge import journalled
+from tests.truth.things import Observed, Things, observed
 from tests.unit.truth.looking import observe
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a run was to do, said that it did, wrote down, and did."""
-
-    predicted: list[dict[str, Any]]
-    reported: list[dict[str, Any]]
-    journal: Journalled
-    seen: Observed
-    plain: Observed | None
-    original: Things | None = None  # of the way back: the host before its conversion
-
-    def verdict(self) -> Verdict:
-        expected: dict[Thing, Effect] = (
-            effects(self.predicted)
-            if self.original is None
-            else effects_back(self.predicted, self.original, self.seen.before)
-        )
-        return verdict(self.predicted, self.reported, self.journal, self.seen, expected, self.plain)
-
-    def without(self, change: Change) -> Evidence:
-        """As if neither plan nor report nor journal knew of a change that was made: only the observer does."""
-        key = (change["step"], change["kind"], change["what"])
-
-        def left(changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return [item for item in changes if (item["step"], item["kind"], item["what"]) != key]
-
-        journal = replace(self.journal, after=self.journal.after - {key})
-        return replace(self, predicted=left(self.predicted), reported=left(self.reported), journal=journal)
-
-    def claiming(self, change: dict[str, Any]) -> Evidence:
-        """As if plan, report and journal all held a change that was never made."""
-        key = (change["step"], change["kind"], change["what"])
-        return replace(
-            self,
-            predicted=[*self.predicted, change],
-            reported=[*self.reported, change],
-            journal=replace(self.journal, after=self.journal.after | {key}),
-        )
 
 
 def plain_installation(kind: type[FakeHost], root: Path, *, wanted: dict[str, Any] | None = None) -> Observed:
