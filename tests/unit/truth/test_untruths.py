@@ -28,7 +28,9 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.test
 
 from tests.truth.effects import Change as Said
 from tests.truth.evidence import Evidence
-from tests.unit.truth.watched import conversion, plain_installation
+from tests.truth.things import things
+from tests.unit.truth.looking import observe
+from tests.unit.truth.watched import conversion, plain_installation, way_back
 
 
 class NumberedGpus:
@@ -101,23 +103,20 @@ def without(one: Evidence, change: Said) -> Evidence:
         [item for item in changes if (item["step"], item["kind"], item["what"]) != key]
         for changes in (one.predicted, one.reported)
     )
-    return replace(
-        one,
-        predicted=predicted,
-        reported=reported,
-        journal=replace(one.journal, after=one.journal.after - {key}),
-    )
+    journal = replace(one.journal, before=one.journal.before - {key}, after=one.journal.after - {key})
+    return replace(one, predicted=predicted, reported=reported, journal=journal)
 
 
 def claiming(one: Evidence, change: dict[str, Any]) -> Evidence:
     """As if plan, report and journal all held a change that was never made."""
     key = (change["step"], change["kind"], change["what"])
-    return replace(
-        one,
-        predicted=[*one.predicted, change],
-        reported=[*one.reported, change],
-        journal=replace(one.journal, after=one.journal.after | {key}),
+    back = change["stage"] == "undo"
+    journal = (
+        replace(one.journal, before=one.journal.before | {key})
+        if back
+        else replace(one.journal, after=one.journal.after | {key})
     )
+    return replace(one, predicted=[*one.predicted, change], reported=[*one.reported, change], journal=journal)
 
 
 Evidences = Callable[[str], list[Evidence]]
@@ -190,6 +189,62 @@ def test_lists_that_differ(evidences: Evidences, family: str, step: str) -> None
 
 def starting(one: Evidence, words: str) -> bool:
     return any(text.startswith(words) for text in one.verdict().untruths)
+
+
+# --- the way back -------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def evidence_back(family: str, root: Path) -> Evidence:
+    """The way back of a host that was given the packages and had a service that was off."""
+    host = KINDS[family](root / f"{family}-back")
+    host.install(*host.wanted["packages"])
+    host.units[host.daemon] = {"enabled": "disabled", "active": False}
+    host.reboot()
+    original = things(observe(host))
+    conversion(host)
+    return way_back(host, original)
+
+
+@pytest.fixture(scope="session")
+def back(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Evidence]:
+    root = tmp_path_factory.mktemp("back")
+    return lambda family: evidence_back(family, root)
+
+
+@OF_EACH_STEP
+def test_what_the_plan_of_the_way_back_omits(back: Callable[[str], Evidence], family: str, step: str) -> None:
+    one = back(family)
+    assert not one.verdict().untruths, one.verdict().untruths
+    own = [change for change in one.predicted if change["step"] == step]
+    assert own
+    for change in own:
+        if change["kind"] != "interval":  # which takes nothing away here, as no package came
+            assert without(one, change).verdict().untruths, f"{change['kind']} {change['what']} can be left out"
+        less = replace(one, predicted=[item for item in one.predicted if item != change])
+        assert starting(less, "reported, but not predicted: ")
+        assert starting(less, "journalled, but not predicted to be taken back: ")
+
+
+@OF_EACH_STEP
+def test_what_the_plan_of_the_way_back_claims(back: Callable[[str], Evidence], family: str, step: str) -> None:
+    claimed = {**CLAIMS[step], "step": step, "stage": "undo", "before": None, "after": "absent"}
+    if step == "packages":
+        claimed |= {"kind": "file", "what": "etc/never"}
+    one = claiming(back(family), claimed)
+    assert starting(one, f"predicted by {step}, but not observed: ")
+    other = replace(one, journal=back(family).journal)
+    assert starting(other, "predicted to be taken back, but not journalled: ")
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_state_that_the_plan_of_the_way_back_gets_wrong(back: Callable[[str], Evidence], family: str) -> None:
+    one = back(family)
+    for change in one.predicted:
+        if change["after"] in ("absent", "the saved file") and change["kind"] != "next_entry":
+            other = {**change, "after": "the saved file" if change["after"] == "absent" else "absent"}
+            lied = [other if item == change else item for item in one.predicted]
+            assert replace(one, predicted=lied, reported=lied).verdict().untruths, change["what"]
 
 
 # --- steps that do otherwise than they say ------------------------------------------------------------------------
