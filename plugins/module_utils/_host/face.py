@@ -50,6 +50,11 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
     changes_nothing = check_mode or phase in _READING
     with contextlib.nullcontext() if changes_nothing else host_lock(root, f"host_state ({phase})"):
         report = _run(runner, state, phase, params, check_mode)
+    return as_result(report, phase)
+
+
+def as_result(report: Report, phase: str) -> Dict[str, Any]:
+    """What the module returns of a phase."""
     # A directory comes with the file in it.
     shown = [change for change in report.plan if change.kind != "directory"]
     return {
