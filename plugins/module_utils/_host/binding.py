@@ -34,7 +34,7 @@ class Binding(Step):
         context, journaled, changes = self.context, self._journaled(), []
         for bdf, state in self.read().items():
             if bdf in context.wanted.devices:
-                pending = bdf in journaled and not context.under_token  # recorded, the reboot is still to come
+                pending = bdf in journaled and not context.acts_now  # recorded, the reboot is still to come
                 if state is not None and state["driver"] != VFIO and not pending:
                     changes.append(self._change(bdf, state["driver"], VFIO))
             elif state is not None and state["driver"] == VFIO and journaled[bdf]["driver"] != VFIO:
@@ -70,7 +70,7 @@ class Binding(Step):
 
     def apply(self, changes: Sequence[Change]) -> None:
         super().apply([change for change in changes if change.kind != "device"])
-        if not self.context.under_token:
+        if not self.context.acts_now:
             return  # the boot does it
         devices = [change for change in changes if change.kind == "device"]
         back = {change.what: self._journaled()[change.what] for change in devices if change.after != VFIO}
@@ -163,7 +163,7 @@ class Binding(Step):
         }
 
     def _change(self, bdf: str, before: Optional[str], after: Optional[str]) -> Change:
-        return Change(self.name, "device", bdf, before, after, reboot=not self.context.under_token)
+        return Change(self.name, "device", bdf, before, after, reboot=not self.context.acts_now)
 
 
 def _link_name(path: Path) -> Optional[str]:

@@ -9,11 +9,12 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import committed_state
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import Report, Runner, describe
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change
@@ -36,9 +37,32 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
         raise TopovirtError(
             f"Phase {phase} does not belong to state {state}.", f"Use one of {', '.join(PHASES[state])}."
         )
+    demand_root()
+    root, run = Path(params["root"]), commands(run_command)
+    runner = Runner(root, run, lambda: read_topology(root, run if root == Path("/") else None))
+    changes_nothing = check_mode or phase in _READING
+    with contextlib.nullcontext() if changes_nothing else host_lock(root, f"host_state ({phase})"):
+        report = _run(runner, state, phase, params, check_mode)
+    return {
+        "changed": report.changed and phase != "plan",
+        "pending": report.changed,
+        "id": report.id,
+        "journal_state": report.state,
+        **shown(report.plan),
+        "reboot_required": report.reboot_required,
+        "differences": report.differences,
+        "kept": report.kept,
+    }
+
+
+def demand_root() -> None:
+    """:raises TopovirtError: unless root runs the module."""
     if os.geteuid() != 0:
         raise TopovirtError("The state of the host can be read and changed by root only.", "Use become: true.")
-    root = Path(params["root"])
+
+
+def commands(run_command: Any) -> Run:
+    """A module's own way to run commands, as the logic runs them: in no language but C's."""
 
     def run(words: List[str]) -> Tuple[int, str, str]:
         status, out, errors = run_command(
@@ -46,23 +70,13 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
         )
         return status, out, errors
 
-    runner = Runner(root, run, lambda: read_topology(root, run if root == Path("/") else None))
-    changes_nothing = check_mode or phase in _READING
-    with contextlib.nullcontext() if changes_nothing else host_lock(root, f"host_state ({phase})"):
-        report = _run(runner, state, phase, params, check_mode)
-    # A directory comes with the file in it.
-    shown = [change for change in report.plan if change.kind != "directory"]
-    return {
-        "changed": report.changed and phase != "plan",
-        "pending": report.changed,
-        "id": report.id,
-        "journal_state": report.state,
-        "plan": [describe(change) for change in shown],
-        "reboot_required": report.reboot_required,
-        "differences": report.differences,
-        "kept": report.kept,
-        "diff": [_diff(change) for change in shown],
-    }
+    return run
+
+
+def shown(changes: Sequence[Change]) -> Dict[str, Any]:
+    """Changes as a module returns them, and what ``--diff`` shows; a directory comes with the file in it."""
+    visible = [change for change in changes if change.kind != "directory"]
+    return {"plan": [describe(change) for change in visible], "diff": [_diff(change) for change in visible]}
 
 
 def _run(runner: Runner, state: str, phase: str, params: Mapping[str, Any], check_mode: bool) -> Report:
@@ -88,13 +102,13 @@ def _diff(change: Change) -> Dict[str, str]:
             "before": change.before or "",
             "after": change.after["text"],
         }
-    shown = describe(change)
+    described = describe(change)
     header = f"{change.step}: {change.kind} {change.what}"
     return {
         "before_header": header,
         "after_header": f"{header} ({change.stage}{', with the next boot' if change.reboot else ''})",
-        "before": _line(shown["before"]),
-        "after": _line(shown["after"]),
+        "before": _line(described["before"]),
+        "after": _line(described["after"]),
     }
 
 

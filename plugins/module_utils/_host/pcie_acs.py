@@ -18,7 +18,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.early_unit import plan_early_script
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import write_file
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import REGISTERS_FOUND, STATE
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import REGISTERS_FOUND
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import (
     ACS_BITS,
     ACS_DIRECT_TRANSLATED,
@@ -33,7 +33,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import 
 
 UNIT = "topovirt-pcie-acs.service"
 _DESCRIPTION = "PCIe access control between GPUs and NICs of virtual machines"
-_SCRIPT = STATE / "pcie-acs.sh"
+_SCRIPT_NAME = "pcie-acs.sh"
 
 # Words of the kernel argument pci= that speak against a part of the step, and why (kernel-parameters.txt). With
 # pcie_bus_perf devices that take larger packets than others rely on small read requests.
@@ -107,6 +107,7 @@ class PcieAccess(Step):
         super().__init__(context)
         self._registers = Registers(context.root, context.write_config, context.write)
         self._paths = Paths(context.topology)
+        self._script = context.journal.place / _SCRIPT_NAME
 
     def obstacles(self) -> List[str]:
         """Why the registers cannot, or must not, be written: a sentence each."""
@@ -139,12 +140,12 @@ class PcieAccess(Step):
 
     def plan(self) -> List[Change]:
         settings, touched = self._settings(), self.context.journal.first_priors()
-        if not settings and (self.name, "file", str(_SCRIPT)) not in touched:
+        if not settings and (self.name, "file", str(self._script)) not in touched:
             return []
         changes = []
         for setting in settings:
             # Recorded before the reboot that is still to come, as the change of a device's driver is.
-            if (self.name, "register", setting.what) in touched and not self.context.under_token:
+            if (self.name, "register", setting.what) in touched and not self.context.acts_now:
                 continue
             before = self._registers.read(setting.bdf, setting.name)
             changes += self._change(setting.what, before, before & ~setting.mask | setting.value)
@@ -155,7 +156,7 @@ class PcieAccess(Step):
         script = _SCRIPT_TEXT.format(found=REGISTERS_FOUND, lines=lines)
         return [
             *sorted(changes, key=lambda change: change.what),
-            *plan_early_script(self, UNIT, _DESCRIPTION, _SCRIPT, script),
+            *plan_early_script(self, UNIT, _DESCRIPTION, self._script, script),
         ]
 
     def early(self) -> bool:
@@ -176,7 +177,7 @@ class PcieAccess(Step):
 
     def apply(self, changes: Sequence[Change]) -> None:
         super().apply([change for change in changes if change.kind != "register"])
-        if not self.context.under_token:
+        if not self.context.acts_now:
             return  # the boot does it
         settings = {setting.what: setting for setting in self._settings()}
         self._write(
@@ -253,7 +254,7 @@ class PcieAccess(Step):
     def _change(self, what: str, before: int, after: int) -> List[Change]:
         if before == after:
             return []
-        return [Change(self.name, "register", what, before, after, reboot=not self.context.under_token)]
+        return [Change(self.name, "register", what, before, after, reboot=not self.context.acts_now)]
 
     # --- what speaks against it
 

@@ -21,10 +21,17 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.binding import 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boot, boot_obstacles
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key, Record, machine_id
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import (
+    Journal,
+    Key,
+    Record,
+    faces_in_force,
+    key_of,
+    machine_id,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import Packages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, TOKEN, Run, output, token_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run, output, token_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import (
     HostFile,
@@ -41,7 +48,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     write_attribute,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.tuned import Tuned
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import Wanted, resolve
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import Wanted, nothing, resolve
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 
 # In the order of work. The boot entry comes last of what is applied: it makes everything before it take effect.
@@ -154,7 +161,7 @@ class Runner:
         context = self._context_back()
         self._refuse_back(context, discard)
         report = self._report(context, self._planned_back(context), False)
-        report.changed = context.journal.exists or (self.root / STATE).is_dir()
+        report.changed = bool(context.journal.leftovers())
         report.reboot_required = bool(token_of(context.topology["host"]["cmdline"]))
         return report
 
@@ -163,7 +170,7 @@ class Runner:
         report = self.plan_back(discard)
         context = self._context_back()
         early = [record for record in self._open(context) if self._step(context, record["step"]).early()]
-        report.plan = [change for change in report.plan if change.key in {_key(record) for record in early}]
+        report.plan = [change for change in report.plan if change.key in {key_of(record) for record in early}]
         report.changed = bool(early)
         if not check and context.journal.exists:
             context.journal.set_state("undoing")
@@ -218,8 +225,7 @@ class Runner:
 
     def _context_back(self) -> Context:
         journal, topology = Journal(self.root), self.topology()
-        nothing = Wanted("none", {}, [], 2 << 20, {}, False, {}, [], [], False, [], None)
-        return self._with(journal, topology, nothing, journal.id)
+        return self._with(journal, topology, nothing(), journal.id)
 
     def _with(self, journal: Journal, topology: Topology, wanted: Wanted, identifier: str) -> Context:
         return Context(self.root, self.run, journal, topology, wanted, identifier, self.write, self.write_config)
@@ -248,6 +254,10 @@ class Runner:
     def _reasons(self, context: Context, changes: bool) -> List[str]:
         """VMs that run speak against changes, not against looking."""
         reasons = guard.reasons_against(self.root, self.run, context.topology, context.wanted)
+        reasons += [
+            f"topovirt.kvm.{face} has changed this host. Restore it first: topovirt.kvm.{face} with state: restored"
+            for face in faces_in_force(self.root)
+        ]
         if changes:
             reasons += [f"VM {name} is running: stop it first" for name in guard.running_vms(self.root)]
             reasons += [f"{process} runs a VM: stop it first" for process in guard.other_processes(self.root)]
@@ -312,7 +322,7 @@ class Runner:
             rest = [record for record in rest if record not in together]
             self._step(context, name).undo([Touched(r["change"], r["what"], r["prior"]) for r in together])
             for record in together:
-                context.journal.mark_undone(_key(record))
+                context.journal.mark_undone(key_of(record))
         self._reload(context)
 
     def _reload(self, context: Context) -> None:
@@ -345,10 +355,6 @@ def chained(changes: Sequence[Change]) -> List[Change]:
         else:
             result.append(change)
     return result
-
-
-def _key(record: Record) -> Key:
-    return (record["step"], record["change"], record["what"])
 
 
 def _text(path: Path) -> str:

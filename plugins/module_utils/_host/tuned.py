@@ -76,7 +76,7 @@ class Tuned(Step):
 
     def apply(self, changes: Sequence[Change]) -> None:
         super().apply(changes)
-        if self.context.under_token:
+        if self.context.acts_now:
             self.context.run(["systemctl", "daemon-reload"])
             status, _out, errors = self.context.run(["systemctl", "restart", "tuned.service"])
             if status != 0:

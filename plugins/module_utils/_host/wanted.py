@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Set
+from typing import Any, Collection, Dict, List, Mapping, Optional, Set
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.config_space import READ_REQUESTS
@@ -68,6 +68,11 @@ class Wanted:
     def housekeeping_cpus(self) -> List[int]:
         """All CPUs that the host keeps."""
         return sorted(cpu for cpus in self.housekeeping.values() for cpu in parse_cpulist(cpus))
+
+
+def nothing() -> Wanted:
+    """Of a host of which nothing is wanted."""
+    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], None)
 
 
 def resolve(
@@ -212,17 +217,23 @@ def _pages(
     nodes = {node["id"]: node for node in topology["numa_nodes"]}
     per_node = given.get("per_node")
     if per_node is not None:
-        pages: Dict[int, int] = {}
-        for key, value in dict(per_node).items():
-            if not re.match(r"\d+\Z", str(key)) or int(key) not in nodes:
-                errors.append(f"huge pages: there is no NUMA node {key}")
-            elif isinstance(value, bool) or not re.match(r"\d+\Z", str(value)):
-                errors.append(f"huge pages: node {key} has count {value!r}, which is not a number")
-            else:
-                pages[int(key)] = int(value)
+        pages = counts_per_node(per_node, nodes, errors)
         return size, {node: pages.get(node, 0) for node in nodes}, True
     if committed is not None and committed["hugepages"]["page_size_bytes"] == size:
         kept = {int(node): int(count) for node, count in committed["hugepages"]["per_node"].items()}
         if set(kept) == set(nodes):
             return size, kept, False
     return size, {node: guest_pages(nodes[node]["memory_bytes"], size) for node in nodes}, False
+
+
+def counts_per_node(given: Mapping[Any, Any], nodes: Collection[int], errors: List[str]) -> Dict[int, int]:
+    """Node to number of huge pages, as far as both are numbers and the node is one of the host's."""
+    pages: Dict[int, int] = {}
+    for key, value in given.items():
+        if not re.match(r"\d+\Z", str(key)) or int(key) not in nodes:
+            errors.append(f"huge pages: there is no NUMA node {key}")
+        elif isinstance(value, bool) or not re.match(r"\d+\Z", str(value)):
+            errors.append(f"huge pages: node {key} has count {value!r}, which is not a number")
+        else:
+            pages[int(key)] = int(value)
+    return pages

@@ -12,10 +12,13 @@ import os
 import re
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.faces import single
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import Runner
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Single
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._topology.machine import (
     DOWNSTREAM,
@@ -109,6 +112,7 @@ class FakeHost(Machine):
         self.tuned_active: str | None = None
         self.signatures: dict[str, str] = {}
         self.fewer_pages = 0
+        self.most_pages = 1 << 30
         self.lock_devices: set[str] = set()
         self._make()
 
@@ -263,6 +267,10 @@ class FakeHost(Machine):
             (device / "driver").unlink()
         elif name == "driver_override":
             path.write_text(f"{text.strip() or '(null)'}\n")
+        elif name == "nr_hugepages":  # gives what it has, without an error (Documentation/admin-guide/mm/hugetlbpage)
+            path.write_text(f"{min(int(text), self.most_pages)}\n")
+        elif name in ("drop_caches", "compact_memory"):
+            self.log.append([name])
         else:
             raise AssertionError(f"unexpected write to {path}")
 
@@ -346,7 +354,8 @@ class FakeHost(Machine):
         return wanted is None or wanted.group(1) in arguments.split()
 
     def _start_pages(self) -> bool:
-        script = (self.root / "var/lib/topovirt/hugepages.sh").read_text()
+        unit = (self.root / "etc/systemd/system/topovirt-hugepages.service").read_text()
+        script = (self.root / re.findall(r"^ExecStart=/bin/sh /(\S+)$", unit, re.M)[0]).read_text()
         counts = {int(node): int(count) for node, count in re.findall(r"^want (\d+) (\d+)$", script, re.M)}
         given = [max(0, counts.get(node, 0) - self.fewer_pages) for node in (0, 1)]
         self.pages(*given)
@@ -473,6 +482,11 @@ class FakeHost(Machine):
 
     def runner(self) -> Runner:
         return Runner(self.root, self.run, lambda: read_topology(self.root), self.write_attribute)
+
+    def face(self, name: str, **options: Any) -> Single:
+        """A module that does one step alone, without Ansible."""
+        made = single(name, options, self.root, self.run)
+        return replace(made, write=self.write_attribute)
 
     def convert(self, wanted: dict[str, Any] | None = None, until: str = "commit") -> bool:
         """All phases as the role runs them; returns whether anything changed."""

@@ -1,0 +1,68 @@
+# Copyright: the topovirt.kvm authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Modules that do one step alone: how each makes its step of its options, and what all of them take and return."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, Callable, Dict, Mapping
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import commands, demand_root, shown
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages, pools_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Single
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Context, Step
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
+
+# Options of all these modules, beside their own.
+COMMON_SPEC: Dict[str, Any] = {
+    "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
+    "root": {"type": "path", "default": "/"},
+}
+
+# None for options: of a way back, which takes everything from the journal.
+_Builder = Callable[[Context, Mapping[str, Any]], Step]
+
+
+def _hugepages(context: Context, options: Mapping[str, Any]) -> Step:
+    return Hugepages(context, pools_of(options["pages"], context.topology) if options else {})
+
+
+BUILDERS: Dict[str, _Builder] = {
+    "hugepages": _hugepages,
+}
+
+
+def single(name: str, options: Mapping[str, Any], root: Path, run: Run) -> Single:
+    """The step of the module ``name``; of empty options one that can only be restored."""
+    return Single(
+        name,
+        root,
+        run,
+        lambda: read_topology(root, run if root == Path("/") else None),
+        lambda context: BUILDERS[name](context, options),
+        bool(options.get("at_once", True)),
+    )
+
+
+def run_face(name: str, params: Mapping[str, Any], check_mode: bool, run_command: Any) -> Dict[str, Any]:
+    """Run the module ``name`` and return its result.
+
+    :raises TopovirtError: for refusals and failures.
+    """
+    demand_root()
+    root, restore = Path(params["root"]), params["state"] == "restored"
+    step = single(name, {} if restore else params, root, commands(run_command))
+    with contextlib.nullcontext() if check_mode else host_lock(root, name):
+        done = (step.restored if restore else step.present)(check_mode)
+    return {
+        "changed": done.changed,
+        "journal_state": done.journal,
+        "reboot_required": done.reboot_required,
+        "kept": done.kept,
+        **shown(done.plan),
+        **done.results,
+    }
