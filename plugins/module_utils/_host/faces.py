@@ -9,8 +9,10 @@ import contextlib
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping
 
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.edit import Edit
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import commands, demand_root, shown
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages, pools_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.kernel_cmdline import KernelCmdline, edit_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Single
@@ -31,8 +33,13 @@ def _hugepages(context: Context, options: Mapping[str, Any]) -> Step:
     return Hugepages(context, pools_of(options["pages"], context.topology) if options else {})
 
 
+def _kernel_cmdline(context: Context, options: Mapping[str, Any]) -> Step:
+    return KernelCmdline(context, edit_of(options) if options else Edit(), options.get("backend", "auto"))
+
+
 BUILDERS: Dict[str, _Builder] = {
     "hugepages": _hugepages,
+    "kernel_cmdline": _kernel_cmdline,
 }
 
 

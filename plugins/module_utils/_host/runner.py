@@ -369,7 +369,7 @@ def describe(change: Change) -> Dict[str, Any]:
     before, after = change.before, change.after
     if isinstance(after, dict) and "text" in after:
         before, after = ("present" if before is not None else None), "present"
-    if change.stage == "undo":
+    elif change.stage == "undo":
         before, after = None, _prior_in_words(change.after)
     return {
         "step": change.step,

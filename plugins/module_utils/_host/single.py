@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import write_file
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import capture, digest, write_file
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.guard import as_list
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import FACES, Run
@@ -97,28 +97,30 @@ class Single:
         found = [(thing, step.find(thing)) for thing in things(journal)]
         own = [thing for thing, state in found if state == AS_WRITTEN]
         done = Done([_back(step, thing) for thing in own], True, journal.state)
-        mended: List[Tuple[Thing, str]] = []
+        mended = step.inherited()
+        done.plan += [_less(step, self.root, path, text) for path, text in mended.items()]
         for thing, state in found:
             if state in (AS_BEFORE, AS_WRITTEN):
                 continue
             rest = step.without_ours(thing)
-            told = "it stays, less what is ours" if rest is not None else "it stays"
+            told = "that stays, less what is ours" if rest is not None else "that stays"
             done.kept.append(f"{thing.kind} {_shown(thing)}: {state} meanwhile, so {told}")
-            mended += [] if rest is None else [(thing, rest)]
+            if rest is not None:
+                mended[thing.what] = rest
+        done.reboot_required = step.reboot_required()
         if check:
             return done
         journal.set_state("undoing")
-        for thing, text in mended:
-            path = self.root / thing.what
-            write_file(path, encoded(text), path.stat().st_mode & 0o7777)
         try:
             step.undo([thing.touched for thing in own])
+            for path, text in mended.items():
+                _rewrite(self.root / path, text)
         except OSError as error:
             raise TopovirtError(f"Not everything could be put back: {error}.", "Correct it and run again.") from None
         self._reload(context)
         journal.remove()
         done.kept += context.kept
-        done.journal, done.reboot_required = "none", self._step()[1].reboot_required()
+        done.journal = "none"
         return done
 
     # --- inside ---
@@ -163,12 +165,13 @@ class Single:
             self._reload(context)
             wrong = self._step()[1].differences() if self.at_once else []
             if wrong:
-                raise TopovirtError(f"The effect is not as wanted:{as_list(wrong)}\n", "")
+                raise TopovirtError(f"The effect is not as wanted:{as_list(wrong)}")
         except (TopovirtError, OSError) as error:
             message, hint = (error.message, error.hint) if isinstance(error, TopovirtError) else (f"{error}.", "")
             left = self._roll_back(context, step)
             state = f"Not everything could be put back: {left}" if left else "Everything is as it was before."
-            raise TopovirtError(f"{message.rstrip()} {state}", hint) from None
+            between = "\n" if "\n" in message else " "
+            raise TopovirtError(f"{message}{between}{state}", hint) from None
         journal.set_state("applied")
 
     def _roll_back(self, context: Context, step: Step) -> str:
@@ -201,6 +204,17 @@ def things(journal: Journal, since: str = "") -> List[Thing]:
     afters = journal.afters()
     first = reversed(list(journal.priors_since(since).items()))
     return [Thing(key[1], key[2], record["prior"], afters[key]) for key, record in first]
+
+
+def _less(step: Step, root: Path, path: str, text: str) -> Change:
+    before = (root / path).read_text(encoding="utf-8", errors="surrogateescape")
+    return Change(step.name, "file", path, before, {"text": text}, "undo")
+
+
+def _rewrite(path: Path, text: str) -> None:
+    """Another text in a file that somebody else made, with that one's owner and attributes."""
+    state = capture(path, digest)
+    write_file(path, encoded(text), state["mode"], {key: value for key, value in state.items() if key != "mtime_ns"})
 
 
 def _back(step: Step, thing: Thing) -> Change:

@@ -158,6 +158,10 @@ class Step:
         """The text of a file that somebody changed meanwhile, less what is ours; ``None`` where nothing can be told."""
         return None
 
+    def inherited(self) -> Dict[str, str]:
+        """Files that nobody of us touched and that have something of ours, with their text without it."""
+        return {}
+
     def early(self) -> bool:
         """Whether the step is undone before the reboot of the way back; the others are after it."""
         return False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.arguments import split
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.loader import BootLoader, Entry
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
 
@@ -21,6 +22,9 @@ _ENV_BYTES = 1024  # an environment block has this size, always (GRUB manual, "T
 _ENV_SIGNATURE = b"# GRUB Environment Block\n"
 # GRUB can read, but not write, an environment block on these (its manual, same place).
 _NO_WRITE = re.compile(r"^(btrfs|zfs|f2fs|cpiofs|newc|odc|romfs|squash4|tarfs)$")
+
+# Commands that load a kernel.
+_LOADS = (["linux"], ["linuxefi"], ["linux16"])
 
 
 class _Menu(NamedTuple):
@@ -67,6 +71,17 @@ class Grub(BootLoader):
     def default_entry(self) -> Entry:
         config = self._config()
         return self._chosen(_parse(config), _default_of(config))
+
+    def entries(self) -> List[Entry]:
+        """Every entry of grub.cfg that boots a Linux kernel of this host."""
+        found = []
+        for menu in _flat(_parse(self._config())):
+            if menu.id.startswith("osprober-") or not any(line.split()[:1] in _LOADS for line in menu.body):
+                continue  # another system on the same machine, or none
+            entry = _entry(menu)
+            if not entry.kernel.rpartition("/")[2].startswith("memtest"):
+                found.append(entry)
+        return found
 
     def next_arguments(self) -> Tuple[str, ...]:
         """The kernel command line of the next boot: that of the entry to boot once, else of the default, with
@@ -242,8 +257,8 @@ def _entry(menu: _Menu) -> Entry:
     body: List[str] = []
     for line in menu.body:
         command, _blank, rest = line.replace("\t", " ").partition(" ")
-        if command in ("linux", "linuxefi", "linux16"):
-            kernel = rest.split()
+        if [command] in _LOADS:
+            kernel = list(split(rest))
         elif command in ("initrd", "initrdefi", "initrd16"):
             initrds = rest.split()
         elif command not in ("echo", "savedefault"):  # the latter would write our entry into the environment block

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ class FakeHost(Machine):
         self.signatures: dict[str, str] = {}
         self.fewer_pages = 0
         self.most_pages = 1 << 30
+        self.programs: dict[str, Callable[[list[str]], tuple[int, str, str]]] = {}
         self.lock_devices: set[str] = set()
         self._make()
 
@@ -375,6 +377,8 @@ class FakeHost(Machine):
     def run(self, words: list[str]) -> tuple[int, str, str]:
         self.log.append(words)
         program, *rest = words
+        if program in self.programs:
+            return self.programs[program](rest)
         if program == "env":
             return self._dpkg([word for word in rest if "=" not in word][1:])
         if program == "dpkg-query":

@@ -74,8 +74,8 @@ def test_what_somebody_else_changed_meanwhile_stays(host: FakeHost) -> None:
     host.write(UNIT, "[Unit]\n# mine now\n")
     host.pages(3, 5)
     expected = [
-        f"pages {COUNT.format(1, 1048576)}: changed by somebody meanwhile, so it stays",
-        f"file /{UNIT}: changed by somebody meanwhile, so it stays",
+        f"pages {COUNT.format(1, 1048576)}: changed by somebody meanwhile, so that stays",
+        f"file /{UNIT}: changed by somebody meanwhile, so that stays",
     ]
     assert host.face("hugepages").restored(check=True).kept == expected
     assert host.face("hugepages").restored(check=False).kept == expected
@@ -88,7 +88,7 @@ def test_a_file_that_somebody_removed_stays_away(host: FakeHost) -> None:
     host.write(UNIT, "[Unit]\n# from before\n")
     host.face("hugepages", **PAGES).present(check=False)
     (host.root / UNIT).unlink()
-    assert host.face("hugepages").restored(check=False).kept == [f"file /{UNIT}: gone meanwhile, so it stays"]
+    assert host.face("hugepages").restored(check=False).kept == [f"file /{UNIT}: gone meanwhile, so that stays"]
     assert not (host.root / UNIT).exists()
 
 
