@@ -13,15 +13,15 @@ author:
   - the topovirt.kvm authors (@topovirt)
 description:
   - Puts words on the kernel command line of every boot entry of a host, takes others away, and lets kernels that are
-    installed later inherit that. Every entry is compared word by word, before and after; a word that is not named stays.
+    installed later inherit that. Every entry is compared word by word, before and after; words that are not named stay.
   - Names are no patterns. As for the kernel, C(-) and C(_) in a name are the same.
   - The running kernel is reported apart from the entries. The module never reboots.
 options:
   present:
     description:
-      - Arguments that are wanted, such as V(intel_iommu=on). One replaces every other value of its name, so of an argument
-        that may be given several times, such as V(console), all values are listed.
-      - A value with spaces stands between double quotes. Words with characters that boot loaders would expand are refused.
+      - Arguments that are wanted, such as V(intel_iommu=on). One replaces every other value of its name, so of an
+        argument that may be given several times, such as V(console), all values are listed.
+      - A value with spaces stands between double quotes. Characters that boot loaders would expand are refused.
     type: list
     elements: str
     default: []

@@ -6,17 +6,22 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping
+from typing import Any, Callable, Dict, List, Mapping
 
+from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.edit import Edit
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import commands, demand_root, shown
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages, pools_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.kernel_cmdline import KernelCmdline, edit_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Single
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Context, Step
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.tuned_profile import TunedProfile, wanted_profile
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import devices_of, pcie_acs_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
 
 # Options of all these modules, beside their own.
@@ -37,9 +42,28 @@ def _kernel_cmdline(context: Context, options: Mapping[str, Any]) -> Step:
     return KernelCmdline(context, edit_of(options) if options else Edit(), options.get("backend", "auto"))
 
 
+def _tuned_profile(context: Context, options: Mapping[str, Any]) -> Step:
+    return TunedProfile(context, wanted_profile(options) if options else None)
+
+
+def _pcie_acs(context: Context, options: Mapping[str, Any]) -> Step:
+    if options:
+        errors: List[str] = []
+        chosen = {name: options.get(name) for name in ("devices", "exclude")}
+        devices = devices_of(chosen, context.topology, ["gpu", "nic"], errors)
+        registers = {name: options.get(name) for name in ("bits", "ats", "max_read_request")}
+        wanted = pcie_acs_of({"enabled": True, **registers}, errors)
+        if errors:
+            raise TopovirtError(f"The wanted registers are wrong: {'; '.join(errors)}.", "Nothing was changed.")
+        context.wanted = replace(context.wanted, devices=devices, pcie_acs=wanted)
+    return PcieAccess(context)
+
+
 BUILDERS: Dict[str, _Builder] = {
     "hugepages": _hugepages,
     "kernel_cmdline": _kernel_cmdline,
+    "pcie_acs": _pcie_acs,
+    "tuned_profile": _tuned_profile,
 }
 
 

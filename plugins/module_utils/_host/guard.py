@@ -48,6 +48,14 @@ def other_processes(root: Path) -> List[str]:
     return sorted(found)
 
 
+def vms_in_the_way(root: Path) -> List[str]:
+    """Every VM that runs, as a reason not to change what it may use."""
+    return [
+        *(f"VM {name} is running: stop it first" for name in running_vms(root)),
+        *(f"{process} runs a VM: stop it first" for process in other_processes(root)),
+    ]
+
+
 def _machine(topology: Topology) -> Iterable[str]:
     host, iommu = topology["host"], topology["iommu"]
     if host["arch"] != "x86_64":

@@ -129,10 +129,12 @@ class KernelCmdline(Step):
 
     def inherited(self) -> Dict[str, str]:
         """Entries of kernels that came meanwhile and inherited from ours."""
-        before = self.context.journal.note(_PATHS)
+        before: Optional[List[str]] = self.context.journal.note(_PATHS)
+        if before is None:
+            return {}
         words = self._our_words()
         found = {}
-        for path in self._editor.paths() if before is not None else []:
+        for path in self._editor.paths():
             text = self._editor.read(path) or ""
             less = text if path in before else self._less(path, text, *words)
             if less != text:

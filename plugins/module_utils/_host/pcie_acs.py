@@ -25,7 +25,17 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers impor
     REGISTERS,
     Registers,
 )
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Context, Step, Touched
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
+    AS_BEFORE,
+    AS_WRITTEN,
+    CHANGED,
+    GONE,
+    Change,
+    Context,
+    Step,
+    Thing,
+    Touched,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.config_space import ATS_ENABLE, READ_REQUESTS
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Capabilities
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import Paths
@@ -102,6 +112,7 @@ class PcieAccess(Step):
     """ACS, ATS and read requests between the GPUs and NICs that guests may own."""
 
     name = "pcie_acs"
+    disturbs_vms = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -121,6 +132,8 @@ class PcieAccess(Step):
             for bdf in (*ports, *devices)
             if self._paths.function(bdf)["capabilities"] is None
         ]
+        if self.context.alone and not ports:
+            reasons.append("pcie_acs: no GPU and NIC of this host have a path below one host bridge")
         found = self._found()
         for bdf in ports:
             acs = self._capabilities(bdf).get("acs")
@@ -184,10 +197,27 @@ class PcieAccess(Step):
             [(*_parts(change.what), settings.get(change.what)) for change in changes if change.kind == "register"]
         )
 
+    def find(self, thing: Thing) -> str:
+        if thing.kind != "register":
+            return super().find(thing)
+        bdf, name = _parts(thing.what)
+        if not (self.context.root / DEVICES / bdf).exists():
+            return GONE
+        return CHANGED if self._foreign(bdf, name) else AS_WRITTEN if (bdf, name) in self._found() else AS_BEFORE
+
+    def results(self, changes: Sequence[Change]) -> Dict[str, Any]:
+        return {"registers": self.read()}
+
+    def reboot_required(self) -> bool:
+        return bool(self.context.alone and self.differences())
+
     def undo(self, touched: Sequence[Touched]) -> None:
         # All that was written in this boot, by the unit or by a run; what another boot wrote, its end has undone. A
         # device that died must not stop the way back: the reboot that comes next resets it.
         for bdf, name in sorted(self._found()):
+            if self.context.alone and self._foreign(bdf, name):
+                self._forget(bdf, name)
+                continue
             wrong = self._restore(bdf, name)
             left = f"{bdf} {name}, until the reboot: {wrong}"
             if wrong and left not in self.context.kept:
@@ -324,6 +354,16 @@ class PcieAccess(Step):
         if not wrong:
             self._forget(bdf, name)
         return wrong
+
+    def _foreign(self, bdf: str, name: str) -> bool:
+        """Whether a register holds neither what it did before nor what any run of ours wrote."""
+        try:
+            now, field = self._registers.read(bdf, name), REGISTERS[name].field
+        except TopovirtError:
+            return False  # dead; who restores it says so
+        ours = self.context.journal.afters().get((self.name, "register", f"{bdf} {name}"), [])
+        known = {value & field for value in (*ours, self._found().get((bdf, name), now))}
+        return bool(ours) and (bdf, name) in self._found() and now & field not in known
 
     def _put_back(self, bdf: str, name: str, value: int) -> str:
         """Write a former value; returns what went wrong, if anything."""

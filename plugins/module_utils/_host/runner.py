@@ -259,8 +259,7 @@ class Runner:
             for face in faces_in_force(self.root)
         ]
         if changes:
-            reasons += [f"VM {name} is running: stop it first" for name in guard.running_vms(self.root)]
-            reasons += [f"{process} runs a VM: stop it first" for process in guard.other_processes(self.root)]
+            reasons += guard.vms_in_the_way(self.root)
         return reasons
 
     @staticmethod

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import capture, digest, write_file
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.guard import as_list
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.guard import as_list, vms_in_the_way
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import FACES, Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
@@ -71,10 +71,9 @@ class Single:
         """
         self._demand_no_other_owner()
         context, step = self._step()
-        reasons = step.obstacles()
-        if reasons:
-            raise TopovirtError(f"This host must not be changed:{as_list(reasons)}", "Nothing was changed.")
+        self._refuse(step.obstacles())
         changes = unique(step.plan())
+        self._refuse(self._vms(step) if changes else [])
         done = Done(changes, bool(changes), context.journal.state, any(c.reboot for c in changes), [])
         done.results = step.results(changes)
         if changes and not check:
@@ -94,6 +93,7 @@ class Single:
                 journal.remove()
             return Done(changed=True)
         context, step = self._step(begun=True)
+        self._refuse(self._vms(step))
         found = [(thing, step.find(thing)) for thing in things(journal)]
         own = [thing for thing, state in found if state == AS_WRITTEN]
         done = Done([_back(step, thing) for thing in own], True, journal.state)
@@ -124,6 +124,15 @@ class Single:
         return done
 
     # --- inside ---
+
+    @staticmethod
+    def _refuse(reasons: Sequence[str]) -> None:
+        if reasons:
+            raise TopovirtError(f"This host must not be changed:{as_list(reasons)}", "Nothing was changed.")
+
+    def _vms(self, step: Step) -> List[str]:
+        """VMs that run, where they would be disturbed."""
+        return vms_in_the_way(self.root) if step.disturbs_vms else []
 
     def _demand_no_other_owner(self) -> None:
         if Journal(self.root).exists:

@@ -120,6 +120,7 @@ class Step:
     """
 
     name: ClassVar[str]
+    disturbs_vms: ClassVar[bool] = False  # whether what it changes is in the way of VMs that run
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import package_manager, plain_name
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, output
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run, output
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step
 
 PROFILE = "topovirt"
@@ -25,15 +26,17 @@ _PROFILE_TEXT = """\
 # Written by the Ansible collection topovirt.kvm; removed by its way back.
 [main]
 summary=Host of pinned virtual machines with passed-through GPUs
-include=virtual-host
+include={include}
 
 [sysctl]
 kernel.numa_balancing=0
 
 [sysfs]
+{masks}/sys/module/kvm/parameters/halt_poll_ns=0
+"""
+_MASKS_TEXT = """\
 /sys/devices/virtual/workqueue/cpumask={mask}
 /sys/bus/workqueue/devices/writeback/cpumask={mask}
-/sys/module/kvm/parameters/halt_poll_ns=0
 """
 
 
@@ -43,8 +46,7 @@ class Tuned(Step):
     name = "tuned"
 
     def read(self) -> Dict[str, Any]:
-        answer = output(self.context.run, "tuned-adm", "active")
-        return {"active": answer.rpartition(":")[2].strip() if "Current active profile:" in answer else None}
+        return {"active": active_profile(self.context.run)}
 
     def plan(self) -> List[Change]:
         wanted = self.context.wanted
@@ -54,7 +56,9 @@ class Tuned(Step):
         # A TuneD that was there before keeps its profile until the new boot is verified; one that came with the
         # conversion runs under our token only, so it may have the profile from the start.
         stage = "apply" if ours or self.context.journal.state == "committed" else "commit"
-        changes = self.plan_file(self._profile(), _PROFILE_TEXT.format(mask=cpu_mask(wanted.housekeeping_cpus)))
+        changes = self.plan_file(
+            profile_file(self.context.root, PROFILE), profile_text("virtual-host", wanted.housekeeping_cpus)
+        )
         if ours:
             condition = f"[Unit]\nConditionKernelCommandLine={TOKEN}={self.context.id}\n"
             changes += self.plan_file(_DROP_IN, condition, reboot=True)
@@ -91,11 +95,27 @@ class Tuned(Step):
             names = first["prior"]["packages"]
         return _PACKAGE not in {plain_name(name) for name in names}
 
-    def _profile(self) -> str:
-        """Since 2.23 profiles have a directory of their own; older versions look in /etc/tuned itself."""
-        stock = self.context.root / "usr/lib/tuned"
-        new = not stock.is_dir() or (stock / "profiles").is_dir()
-        return f"etc/tuned/{'profiles/' if new else ''}{PROFILE}/tuned.conf"
+
+def active_profile(run: Run) -> Optional[str]:
+    """The profile that TuneD runs; ``None`` when it runs none, or does not run."""
+    answer = output(run, "tuned-adm", "active")
+    return answer.rpartition(":")[2].strip() if "Current active profile:" in answer else None
+
+
+def profile_file(root: Path, name: str) -> str:
+    """Where a profile of ours goes: since 2.23 there is a directory for them; older versions look in /etc/tuned."""
+    stock = root / "usr/lib/tuned"
+    new = not stock.is_dir() or (stock / "profiles").is_dir()
+    return f"etc/tuned/{'profiles/' if new else ''}{name}/tuned.conf"
+
+
+def profile_text(include: str, housekeeping: Sequence[int]) -> str:
+    """Our profile on top of another.
+
+    :param housekeeping: CPUs that the kernel's own work shall keep to; none where that is left as it is.
+    """
+    masks = _MASKS_TEXT.format(mask=cpu_mask(housekeeping)) if housekeeping else ""
+    return _PROFILE_TEXT.format(include=include, masks=masks)
 
 
 def cpu_mask(cpus: Sequence[int]) -> str:

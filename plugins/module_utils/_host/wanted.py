@@ -103,9 +103,9 @@ def resolve(
             errors.append(f"passthrough role {role!r} is none of {', '.join(ROLES)}")
         elif role in ("nvswitch", "fabric_bridge") and role not in fabric:
             errors.append(f"passthrough role {role!r}: fabric model {fabric_model!r} keeps it on the host")
-    devices = _devices(given, topology, [*roles, *fabric], errors)
+    devices = devices_of(given, topology, [*roles, *fabric], errors)
     page_size, pages, pages_given = _pages(given.get("hugepages") or {}, topology, committed, big_pages, errors)
-    pcie_acs = _pcie_acs(given.get("pcie_acs") or {}, errors)
+    pcie_acs = pcie_acs_of(given.get("pcie_acs") or {}, errors)
     if errors:
         raise TopovirtError(f"The wanted state is wrong: {'; '.join(errors)}.", "Correct the kvm_host_* variables.")
     arguments = list(_IOMMU_ARGUMENTS.get(topology["iommu"]["kind"] or "", ()))
@@ -130,7 +130,8 @@ def resolve(
     )
 
 
-def _pcie_acs(given: Mapping[str, Any], errors: List[str]) -> Optional[PcieAcs]:
+def pcie_acs_of(given: Mapping[str, Any], errors: List[str]) -> Optional[PcieAcs]:
+    """Registers that are wanted; what is wrong is added to ``errors``."""
     values = {key: value for key, value in given.items() if value is not None}
     if not values.pop("enabled", False):
         if values:
@@ -171,7 +172,7 @@ def switches_above(function: PciFunction, by_bdf: Mapping[str, PciFunction]) -> 
     return found
 
 
-def _devices(
+def devices_of(
     given: Mapping[str, Any], topology: Topology, roles: List[str], errors: List[str]
 ) -> Dict[str, Optional[str]]:
     """The passthrough set.

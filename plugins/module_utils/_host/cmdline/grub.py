@@ -167,9 +167,13 @@ class Grub(BootLoader):
 def environment(path: Path) -> Dict[str, str]:
     """The variables of a GRUB environment block."""
     try:
-        raw = path.read_bytes()
+        return variables(path.read_bytes())
     except OSError:
         return {}
+
+
+def variables(raw: bytes) -> Dict[str, str]:
+    """The variables of an environment block, by its bytes."""
     lines = raw[len(_ENV_SIGNATURE) :].decode("utf-8", "replace").splitlines()
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
     return {name: value for name, _equals, value in pairs}
