@@ -183,7 +183,8 @@ attributes:
     support: full
     platforms: posix
 notes:
-  - Needs root. Debian and its children with GRUB and initramfs-tools are supported by this version.
+  - Needs root. Supported are hosts of Debian's and Red Hat's families that boot by GRUB, with a generated menu or a
+    file for each entry, and whose initramfs is built by initramfs-tools or dracut.
   - Holds C(/run/topovirt.lock) while it changes the host, and fails at once when another run holds it.
 seealso:
   - module: topovirt.kvm.host_journal

@@ -59,6 +59,7 @@ class Setting:
     machine: str = "hgx-h200"
     variant: str | None = None
     requests: dict[str, Any] = field(default_factory=lambda: story.ONE_VM)
+    shape: str = "debian"
 
 
 SETTINGS = {
@@ -66,6 +67,9 @@ SETTINGS = {
     "hgx-h200-wrong": Setting(),
     "no-iommu": Setting(variant="no-iommu"),
     "dgx-2": Setting("dgx-2", requests=story.SIXTEEN),
+    "debian": Setting(requests=story.ONE_GPU),
+    "rhel9": Setting(requests=story.ONE_GPU, shape="rhel9"),
+    "rhel10": Setting(requests=story.ONE_GPU, shape="rhel10"),
 }
 
 

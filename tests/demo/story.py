@@ -29,6 +29,7 @@ def request(name: str, gpus: int) -> dict[str, Any]:
 ONE_VM = {"gpu_vms": [request("train-8", 8)]}
 FIRST_TENANT = {"gpu_vms": [request("tenant-a", 4)]}
 TWO_TENANTS = {"gpu_vms": [*FIRST_TENANT["gpu_vms"], request("tenant-b", 4)]}
+ONE_GPU = {"gpu_vms": [request("infer-1", 1)]}
 SIXTEEN = {"gpu_vms": [request("train-16", 16)]}
 TOO_SMALL = {"gpu_vms": [request("train-4", 4)]}
 

@@ -6,41 +6,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline import initramfs_tools
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.grub import Grub
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.loader import BootLoader, Entry
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.choice import boot_loader, initramfs_builder
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.environment import lasting
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.loader import Entry
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import content, remove_tree, restore, write_file
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import BOOT_STATE, TOKEN, Run
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import BOOT_STATE, TOKEN
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Context, Step, Touched
 
-_BOOT = Path("boot")
-
-
-def boot_loader(root: Path, run: Run) -> BootLoader:
-    """The host's boot loader.
-
-    :raises TopovirtError: for one that is not supported yet.
-    """
-    if Grub.found(root):
-        return Grub(root, run)
-    raise TopovirtError(
-        "the boot loader of this host is not supported: there is no /boot/grub/grub.cfg",
-        "(this version converts hosts that boot by GRUB with a generated grub.cfg, as Debian and its children do)",
-    )
-
-
-def boot_obstacles(root: Path, run: Run) -> List[str]:
-    """Why no trial boot is possible on this host."""
-    try:
-        loader = boot_loader(root, run)
-    except TopovirtError as error:
-        return [str(error)]
-    return [*loader.obstacles(), *initramfs_tools.available(root)]
+# TuneD's own part of a command line, where entries take it in (its boot loader plug-in).
+_OF_TUNED = re.compile(r"\$\{?tuned_(params|initrd)\}?$")
 
 
 class Boot(Step):
@@ -51,17 +30,19 @@ class Boot(Step):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._loader = boot_loader(context.root, context.run)
+        self._builder = initramfs_builder(context.root, context.run)
 
     def early(self) -> bool:
         return True  # the way back starts by booting the old entry
 
     def read(self) -> Dict[str, Any]:
-        """As last written: ``{"entries": [of ours], "default": id or None, "initramfs": digest of its inputs}``."""
+        """As last written: ``{"entries": [of ours], "default": id or None, "initramfs": digest of its inputs, "before":
+        id of the host's own entry from which ours was made}``."""
         try:
             state: Dict[str, Any] = json.loads((self.context.root / BOOT_STATE).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return {"entries": [], "default": None, "initramfs": None}
-        return state
+            return {"entries": [], "default": None, "initramfs": None, "before": ""}
+        return {"before": "", **state}
 
     def plan(self) -> List[Change]:
         state = self.read()
@@ -71,18 +52,20 @@ class Boot(Step):
         stay = committed is not None and committed == target
         shown = [target] if committed is None or stay else [committed, target]
         image = self._image(target)
-        inputs = initramfs_tools.inputs_digest(
-            self.context.id, list(self.context.wanted.devices), target.kernel_version
-        )
+        inputs = self._builder.inputs_digest(self.context.id, list(self.context.wanted.devices), target.kernel_version)
         changes = []
         if state["initramfs"] != inputs or not (self.context.root / image).is_file():
             changes.append(Change(self.name, "initramfs", str(image), state["initramfs"], inputs, reboot=not stay))
         changes += self._plan_entries(shown, committed, inputs, "apply")
+        environment = self._loader.environment
         if not stay:
-            now = self._loader.next_entry()
+            now = environment.next_entry()
             if not self._runs(target) and now != target.id:
-                changes.append(Change(self.name, "next_entry", self._loader.once_file, now, target.id, reboot=True))
+                changes.append(Change(self.name, "next_entry", environment.path, now, target.id, reboot=True))
             changes += self._plan_entries([target], target, inputs, "commit")
+        default = self._loader.default_id()
+        if default is not None and default != target.id:
+            changes.append(Change(self.name, "default_entry", environment.path, default, target.id, "commit"))
         return changes
 
     def reboot_required(self) -> bool:
@@ -101,6 +84,9 @@ class Boot(Step):
         kernel = self.context.topology["host"]["kernel"]
         if target is not None and target.kernel_version != kernel:
             found.append(f"kernel: wanted {target.kernel_version}, {kernel} is running")
+        default = self._loader.default_id()
+        if default is not None and state["default"] not in (None, default):
+            found.append(f"boot loader: the default entry is {default!r}, wanted {state['default']!r}")
         if not self.context.topology["iommu"]["active"]:
             found.append("IOMMU: the kernel made no IOMMU groups")
         return found
@@ -110,22 +96,19 @@ class Boot(Step):
             return {"type": "absent"}  # the name carries our id
         if change.kind == "next_entry":
             return super().prior(replace(change, kind="file"))
+        if change.kind == "default_entry":
+            return {"default": change.before}
         return super().prior(change)
 
     def apply(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.kind == "initramfs":
-                version = Path(change.what).name.partition("initrd.img-")[2]
-                initramfs_tools.build(
-                    self.context.root,
-                    self.context.run,
-                    self.context.id,
-                    list(self.context.wanted.devices),
-                    version,
-                    self.context.root / change.what,
-                )
+                devices = list(self.context.wanted.devices)
+                self._builder.build(self.context.id, devices, self.context.root / change.what)
             elif change.kind == "next_entry":
-                self._loader.set_next_entry(change.after)
+                self._loader.environment.set_next_entry(change.after)
+            elif change.kind == "default_entry":
+                self._loader.set_default_id(change.after)
             else:
                 super().apply([change])
 
@@ -136,18 +119,31 @@ class Boot(Step):
                 remove_tree(path)
             elif thing.kind == "next_entry":
                 self._undo_once(path, thing.prior)
-            elif thing.what == self._loader.entries_file:
+            elif thing.kind == "default_entry":
+                self._undo_default(thing.prior["default"])
+            elif thing.what == self._loader.shared_file:
                 self._undo_entries(path, thing.prior)
             else:
                 super().undo([thing])
 
     def _undo_once(self, path: Path, prior: Dict[str, Any]) -> None:
         """The block as bytes, unless somebody set other variables meanwhile: then only ours goes."""
-        if self._loader.next_entry().startswith(f"{TOKEN}-"):
-            self._loader.set_next_entry("")
+        environment = self._loader.environment
+        if environment.next_entry().startswith(f"{TOKEN}-"):
+            environment.set_next_entry("")
         old = content(prior, self.context.journal.load)
-        if old is not None and _variables(old) == _variables(path.read_bytes()):
+        if old is not None and lasting(old) == lasting(path.read_bytes()):
             restore(path, prior, self.context.journal.load)
+
+    def _undo_default(self, prior: str) -> None:
+        """Unless somebody chose another default meanwhile."""
+        now = self._loader.default_id() or ""
+        if now.startswith(f"{TOKEN}-"):
+            self._loader.set_default_id(prior)
+        elif now != prior:
+            self.context.kept.append(
+                f"boot loader: the default entry is {now!r}, it was {prior!r} before the conversion"
+            )
 
     def _undo_entries(self, path: Path, prior: Dict[str, Any]) -> None:
         """The file as bytes, unless somebody changed it meanwhile: then only our block goes."""
@@ -160,18 +156,26 @@ class Boot(Step):
             write_file(path, rest.encode("utf-8", "surrogateescape"), path.stat().st_mode & 0o7777)
 
     def _plan_entries(self, entries: List[Entry], default: Optional[Entry], inputs: str, stage: str) -> List[Change]:
-        path = self.context.root / self._loader.entries_file
-        current = path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
-        mode = path.stat().st_mode & 0o7777 if path.is_file() else 0o644
         state = {
             "entries": [asdict(entry) for entry in entries],
             "default": default.id if default else None,
             "initramfs": inputs,
+            "before": self._base().id,
         }
+        changes = []
+        for what, text in self._loader.files(entries, default).items():
+            path = self.context.root / what
+            mode = path.stat().st_mode & 0o7777 if path.is_file() else 0o644
+            changes += self.plan_file(what, text, mode, stage)
+        changes += [self.plan_removal(what, stage) for what in self._loader.stale(entries)]
         return [
-            *self.plan_file(self._loader.entries_file, self._loader.render(current, entries, default), mode, stage),
+            *changes,
             *self.plan_file(str(BOOT_STATE), json.dumps(state, indent=1, sort_keys=True) + "\n", 0o600, stage),
         ]
+
+    def _base(self) -> Entry:
+        """The entry that the host boots by itself, ours aside."""
+        return self._loader.default_entry(self.read()["before"])
 
     def _target(self, committed: Optional[Entry]) -> Entry:
         """The entry that is wanted: the host's default one, with our arguments, token and initramfs.
@@ -179,12 +183,15 @@ class Boot(Step):
         When it differs from the committed one (new arguments, new kernel) it gets a new id, so that it can be tried
         while the committed one stays the default.
         """
-        base = self._loader.default_entry()
+        base = self._base()
         ours = [*self.context.wanted.arguments, f"{TOKEN}={self.context.id}"]
         names = {word.partition("=")[0] for word in ours}
         kept = [word for word in base.arguments if word.partition("=")[0] not in names]
         initrd = self._loader.initrd_path(base, self._image(base).name)
-        others = tuple(path for path in base.initrds if not path.rsplit("/", 1)[-1].startswith(("initrd", "initramfs")))
+        others = [path for path in base.initrds if not path.rsplit("/", 1)[-1].startswith(("initrd", "initramfs"))]
+        if self.context.wanted.tuned:  # the profile that runs under our entry has no such part
+            kept = [word for word in kept if not _OF_TUNED.match(word)]
+            others = [path for path in others if not _OF_TUNED.match(path)]
         target = replace(
             base,
             id=f"{TOKEN}-{self.context.id}",
@@ -198,20 +205,16 @@ class Boot(Step):
         return replace(target, id=f"{TOKEN}-{self.context.id}-{number + 1}")
 
     def _image(self, entry: Entry) -> Path:
-        return _BOOT / f"{TOKEN}-{self.context.id}-initrd.img-{entry.kernel_version}"
+        return self._builder.image(self.context.id, entry.kernel_version)
 
     def _runs(self, entry: Entry) -> bool:
         host = self.context.topology["host"]
         words = [word for word in host["cmdline"].split() if not word.startswith("BOOT_IMAGE=")]
-        return host["kernel"] == entry.kernel_version and sorted(words) == sorted(entry.arguments)
+        return host["kernel"] == entry.kernel_version and sorted(words) == sorted(
+            self._loader.expanded(entry.arguments)
+        )
 
 
 def _from_json(data: Dict[str, Any]) -> Entry:
     values: Dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     return Entry(**values)
-
-
-def _variables(block: bytes) -> List[bytes]:
-    """The lines of a GRUB environment block but for the one-time entry and the padding."""
-    lines = [line for line in block.split(b"\n") if line.strip(b"#") and not line.startswith(b"next_entry=")]
-    return [line for line in lines if not line.startswith(b"# GRUB") and not line.startswith(b"# WARNING")]

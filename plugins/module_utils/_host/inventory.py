@@ -24,10 +24,12 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import St
 # Where packages leave things. Home directories and /run, /tmp, /proc, /sys, /dev are nobody's business here.
 _STARTS = ("boot", "etc", "opt", "root", "srv", "usr", "var")
 
-# Other programs' data and caches: huge, and changing all the time for reasons that are not ours.
+# Other programs' data and caches: huge, or changing all the time for reasons that are not ours; and databases of
+# package managers, which only they may write.
 _SKIPPED = frozenset(
     {
         "root/.ansible",
+        "usr/lib/sysimage/rpm",
         "usr/src",
         "var/cache/apt",
         "var/cache/dnf",
@@ -36,8 +38,10 @@ _SKIPPED = frozenset(
         "var/lib/apt/periodic",
         "var/lib/containerd",
         "var/lib/containers",
+        "var/lib/dnf",
         "var/lib/docker",
         "var/lib/kubelet",
+        "var/lib/rpm",
         "var/lib/systemd/timers",
         "var/lib/topovirt",
         "var/log/journal",

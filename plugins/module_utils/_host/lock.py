@@ -41,19 +41,37 @@ def host_lock(root: Path, owner: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def holder(root: Path) -> str:
+    """Who holds the lock now, in words; empty when nobody does. Not for a process that holds it itself."""
+    try:
+        descriptor = os.open(root / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _in_words(descriptor)
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _in_words(descriptor: int) -> str:
+    held = _content(descriptor)
+    since = time.strftime("%H:%M:%S UTC", time.gmtime(held["time"])) if "time" in held else "an unknown time"
+    return f"{held.get('owner', 'another run')} (process {held.get('pid', 'unknown')}) since {since}"
+
+
 def _take(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            held = _content(descriptor)
+            held = _in_words(descriptor)
             os.close(descriptor)
-            since = time.strftime("%H:%M:%S UTC", time.gmtime(held["time"])) if "time" in held else "an unknown time"
             raise TopovirtError(
-                f"The host lock {path} is held by {held.get('owner', 'another run')} "
-                f"(process {held.get('pid', 'unknown')}) since {since}.",
-                "Wait until it is done and run again.",
+                f"The host lock {path} is held by {held}.", "Wait until it is done and run again."
             ) from None
         try:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):

@@ -10,9 +10,8 @@ dependencies and everything that package scripts made included. Both together ar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List, Sequence, Set
+from typing import Any, Callable, Dict, List, Sequence
 
-from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host import inventory
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.accounts import (
     ACCOUNT_FILES,
@@ -29,7 +28,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import (
     restore,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run, output
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.package_manager import package_manager, plain_name
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.services import unit_state
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step, Touched
 
@@ -38,81 +37,8 @@ _RUNTIME_PATHS = ("root/.cache/libvirt", "root/.config/libvirt", "root/.local/sh
 # Directories whose content belongs to the operator even if a package made the directory.
 _USER_DATA = ("var/lib/libvirt/images",)
 # Rebuilt by triggers of some packages; too large for the inventory, so they are kept as files.
-_BOOT_FILES = ("boot/grub/grub.cfg", "boot/initrd.img-*")
+_BOOT_FILES = ("boot/grub/grub.cfg", "boot/grub2/grub.cfg", "boot/initrd.img-*", "boot/initramfs-*.img")
 _OUR_IMAGES = "topovirt"  # below it: copies that the collection made, its VMs are deleted before
-
-
-class Dpkg:
-    """The package manager of Debian and its children."""
-
-    _STATUS: ClassVar[str] = "var/lib/dpkg/status"
-
-    def __init__(self, root: Path, run: Run) -> None:
-        self._root = root
-        self._run = run
-
-    @classmethod
-    def found(cls, root: Path) -> bool:
-        return (root / cls._STATUS).is_file()
-
-    def installed(self) -> Dict[str, str]:
-        """Version by name, ``name:architecture`` for packages that may be installed for several."""
-        lines = output(self._run, "dpkg-query", "-W", "-f", "${db:Status-Status} ${binary:Package} ${Version}\\n")
-        words = [line.split() for line in lines.splitlines()]
-        return {entry[1]: entry[2] for entry in words if len(entry) == 3 and entry[0] == "installed"}
-
-    def known(self) -> Set[str]:
-        """Names of packages of which at least configuration files are left."""
-        lines = output(self._run, "dpkg-query", "-W", "-f", "${db:Status-Status} ${binary:Package}\\n").splitlines()
-        return {line.split()[1] for line in lines if len(line.split()) == 2 and line.split()[0] != "not-installed"}
-
-    def owned(self) -> Set[str]:
-        """Paths that packages own, relative to the root; the merged-/usr links are resolved."""
-        paths: Set[str] = set()
-        for listing in (self._root / "var/lib/dpkg/info").glob("*.list"):
-            for line in listing.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-                path = line.lstrip("/")
-                first = path.split("/", 1)[0]
-                paths.add(f"usr/{path}" if first in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") else path)
-        return paths
-
-    def obstacles(self, names: Sequence[str]) -> List[str]:
-        """Why these packages cannot be removed, such as others that need them."""
-        if not names:
-            return []
-        status, out, errors = self._run(["env", "LC_ALL=C", "dpkg", "--no-act", "--purge", *names])
-        return [] if status == 0 else [line.strip() for line in (errors or out).splitlines() if line.strip()]
-
-    def purge(self, names: Sequence[str]) -> None:
-        """Remove packages with their configuration.
-
-        :raises TopovirtError: with what dpkg says.
-        """
-        environment = ["env", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"]
-        status, out, errors = self._run([*environment, "dpkg", "--purge", *names])
-        if status != 0:
-            raise TopovirtError(
-                f"dpkg could not remove {' '.join(names)}: {(errors or out).strip()}",
-                "Remove what needs them, then run the way back again.",
-            )
-
-
-def package_manager(root: Path, run: Run) -> Dpkg:
-    """The host's package manager.
-
-    :raises TopovirtError: for a family that is not supported yet.
-    """
-    if Dpkg.found(root):
-        return Dpkg(root, run)
-    raise TopovirtError(
-        "This host has no dpkg database: only Debian and its children can be converted by this version.",
-        "Nothing was changed.",
-    )
-
-
-def plain_name(package: str) -> str:
-    """A package's name without its architecture."""
-    return package.split(":", 1)[0]
 
 
 class Packages(Step):

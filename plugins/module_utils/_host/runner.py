@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host import guard
+from ansible_collections.topovirt.kvm.plugins.module_utils._host import guard, surroundings
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.binding import Binding
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boot, boot_obstacles
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boot
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.choice import boot_obstacles
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import (
@@ -29,6 +30,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import 
     key_of,
     machine_id,
 )
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import holder
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import Packages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run, output, token_of
@@ -47,6 +49,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     unique,
     write_attribute,
 )
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.surroundings import FreeBytes, free_bytes
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.tuned import Tuned
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import Wanted, nothing, resolve
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
@@ -79,6 +82,7 @@ class Runner:
     topology: Callable[[], Topology]
     write: Callable[[Path, str], None] = write_attribute
     write_config: WriteConfig = write_config
+    free: FreeBytes = free_bytes
 
     # --- to a KVM host ---
 
@@ -86,7 +90,8 @@ class Runner:
         """What a conversion would change, after the guard had its say. Changes nothing."""
         context = self._context(given)
         changes = self._planned(context)
-        self._refuse(context, changes)
+        other = holder(self.root)
+        self._refuse(context, changes, [f"another run is changing this host: {other}"] if other else [])
         return self._report(context, changes, bool(changes))
 
     def record(self, given: Mapping[str, Any], check: bool) -> Report:
@@ -243,11 +248,11 @@ class Runner:
         """
         obstacles = [*boot_obstacles(self.root, self.run), *PcieAccess(context).obstacles()]
         if obstacles:
-            self._raise([*self._reasons(context, True), *obstacles])
+            self._raise([*self._reasons(context, True), *obstacles])  # what is not planned is not weighed for space
         return chained(unique([change for step in self._steps(context) for change in step.plan()]))
 
-    def _refuse(self, context: Context, changes: Sequence[Change]) -> None:
-        reasons = self._reasons(context, bool(changes))
+    def _refuse(self, context: Context, changes: Sequence[Change], more: Sequence[str] = ()) -> None:
+        reasons = [*self._reasons(context, bool(changes)), *surroundings.space(self.root, changes, self.free), *more]
         if reasons:
             self._raise(reasons)
 
@@ -260,6 +265,9 @@ class Runner:
         ]
         if changes:
             reasons += guard.vms_in_the_way(self.root)
+            reasons += surroundings.versions(context.topology)
+        if context.journal.state in ("none", "begun"):
+            reasons += surroundings.pending_reboot(self.root, self.run, context.topology)
         return reasons
 
     @staticmethod
@@ -349,7 +357,8 @@ def chained(changes: Sequence[Change]) -> List[Change]:
     result = []
     for change in sorted(changes, key=lambda c: c.stage == "commit"):
         if change.kind == "file":
-            result.append(replace(change, before=texts.get(change.key, change.before)))
+            if texts.get(change.key) != change.after["text"]:  # else an earlier stage has written it already
+                result.append(replace(change, before=texts.get(change.key, change.before)))
             texts[change.key] = change.after["text"]
         else:
             result.append(change)

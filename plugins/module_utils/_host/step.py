@@ -15,6 +15,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import (
     capture,
     contents,
     digest,
+    remove_tree,
     restore,
     write_file,
     write_link,
@@ -31,7 +32,7 @@ class Change:
     """One difference between what is and what shall be. Plain data: check mode shows it, the real run executes it."""
 
     step: str
-    kind: str  # "file", "link", "directory", or one of the step's own
+    kind: str  # "file", "link", "directory", "removal" of a file, or one of the step's own
     what: str  # path, unit, BDF, package
     before: Any
     after: Any  # for a file {"text", "mode"}, for a link {"target"}
@@ -184,6 +185,8 @@ class Step:
                 path.chmod(change.after["mode"])
             elif change.kind == "link":
                 write_link(path, change.after["target"])
+            elif change.kind == "removal":
+                remove_tree(path)
             elif change.kind == "file":
                 write_file(path, encoded(change.after["text"]), change.after["mode"])
             else:
@@ -220,6 +223,10 @@ class Step:
         if before == target:
             return []
         return [*self._plan_parents(what, "apply"), Change(self.name, "link", what, before, {"target": target})]
+
+    def plan_removal(self, what: str, stage: str = "apply") -> Change:
+        """The change that takes a file away."""
+        return Change(self.name, "removal", what, "present", None, stage)
 
     def _plan_parents(self, what: str, stage: str) -> List[Change]:
         missing = []

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import package_manager, plain_name
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.package_manager import package_manager, plain_name
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run, output
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step
 
 PROFILE = "topovirt"
 _PACKAGE = "tuned"
+# The second place is for TuneD before 2.23. Both are written: which of them counts is not known before TuneD is there,
+# and an upgrade moves it.
+_PROFILES = (f"etc/tuned/profiles/{PROFILE}/tuned.conf", f"etc/tuned/{PROFILE}/tuned.conf")
 _DROP_IN = "etc/systemd/system/tuned.service.d/topovirt.conf"
 _ACTIVE = "etc/tuned/active_profile"
 _MODE = "etc/tuned/profile_mode"
@@ -56,9 +58,7 @@ class Tuned(Step):
         # A TuneD that was there before keeps its profile until the new boot is verified; one that came with the
         # conversion runs under our token only, so it may have the profile from the start.
         stage = "apply" if ours or self.context.journal.state == "committed" else "commit"
-        changes = self.plan_file(
-            profile_file(self.context.root, PROFILE), profile_text("virtual-host", wanted.housekeeping_cpus)
-        )
+        changes = plan_profile(self, "virtual-host", wanted.housekeeping_cpus)
         if ours:
             condition = f"[Unit]\nConditionKernelCommandLine={TOKEN}={self.context.id}\n"
             changes += self.plan_file(_DROP_IN, condition, reboot=True)
@@ -102,20 +102,14 @@ def active_profile(run: Run) -> Optional[str]:
     return answer.rpartition(":")[2].strip() if "Current active profile:" in answer else None
 
 
-def profile_file(root: Path, name: str) -> str:
-    """Where a profile of ours goes: since 2.23 there is a directory for them; older versions look in /etc/tuned."""
-    stock = root / "usr/lib/tuned"
-    new = not stock.is_dir() or (stock / "profiles").is_dir()
-    return f"etc/tuned/{'profiles/' if new else ''}{name}/tuned.conf"
-
-
-def profile_text(include: str, housekeeping: Sequence[int]) -> str:
-    """Our profile on top of another.
+def plan_profile(step: Step, include: str, housekeeping: Sequence[int]) -> List[Change]:
+    """Changes that make our profile, on top of another one.
 
     :param housekeeping: CPUs that the kernel's own work shall keep to; none where that is left as it is.
     """
     masks = _MASKS_TEXT.format(mask=cpu_mask(housekeeping)) if housekeeping else ""
-    return _PROFILE_TEXT.format(include=include, masks=masks)
+    text = _PROFILE_TEXT.format(include=include, masks=masks)
+    return [change for path in _PROFILES for change in step.plan_file(path, text)]
 
 
 def cpu_mask(cpus: Sequence[int]) -> str:

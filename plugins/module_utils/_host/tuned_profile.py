@@ -14,7 +14,11 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.arguments import split
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.grub import environment, variables
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.bls import ENTRIES
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.environment import (
+    EnvironmentBlock,
+    variables_of,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import State, capture, content, digest, restore
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.services import unit_state
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
@@ -30,8 +34,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.tuned import (
     PROFILE,
     active_profile,
-    profile_file,
-    profile_text,
+    plan_profile,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
 
@@ -52,7 +55,6 @@ _WRITTEN = (
     "boot/grub/grub.cfg",
     "etc/default/grub",
 )
-_ENTRIES = "boot/loader/entries"
 
 _KIND, _NOTE = "profile", "written"
 
@@ -84,8 +86,7 @@ class TunedProfile(Step):
         changes: List[Change] = []
         if wanted.include is not None:
             kept = sorted(self._cpus() - set(wanted.isolated)) if wanted.isolated else []
-            text = profile_text(wanted.include, kept)
-            changes += self.plan_file(profile_file(self.context.root, wanted.name), text)
+            changes += plan_profile(self, wanted.include, kept)
         if wanted.isolated and wanted.include == "cpu-partitioning":
             text = _with_isolated(self._text(_VARIABLES), format_cpulist(wanted.isolated))
             changes += self.plan_file(_VARIABLES, text)
@@ -198,19 +199,16 @@ class TunedProfile(Step):
 
     def _restore_variables(self, path: str, state: State) -> None:
         """Only those of TuneD: boot loader and system keep others in the same block."""
-        before = variables(content(state, self.context.journal.load) or b"")
+        before = variables_of(content(state, self.context.journal.load) or b"")
+        tool = "grub2-editenv" if path.startswith("boot/grub2") else "grub-editenv"
+        block = EnvironmentBlock(self.context.root, self.context.run, path, tool)
         for name in _BOOT_VARIABLES:
-            if environment(self._path(path)).get(name) == before.get(name):
-                continue
-            words = ["set", f"{name}={before[name]}"] if name in before else ["unset", name]
-            tool = "grub2-editenv" if path.startswith("boot/grub2") else "grub-editenv"
-            status, _out, errors = self.context.run([tool, str(self._path(path)), *words])
-            if status != 0:
-                raise TopovirtError(f"{tool} could not change {name} in /{path}: {errors.strip()}")
+            if block.get(name) != before.get(name, ""):
+                block.set(name, before.get(name, ""))
 
     def _written(self) -> List[str]:
-        entries = sorted((self.context.root / _ENTRIES).glob("*.conf"))
-        return [*_WRITTEN, *(f"{_ENTRIES}/{path.name}" for path in entries)]
+        entries = sorted((self.context.root / ENTRIES).glob("*.conf"))
+        return [*_WRITTEN, *(f"{ENTRIES}/{path.name}" for path in entries)]
 
     def _priors(self) -> List[Mapping[str, Any]]:
         first = self.context.journal.first_priors()

@@ -129,13 +129,10 @@ def _next_cmdline(root: Union[str, Path], run: Optional[Run], gaps: Gaps) -> Opt
     # Only here is the boot loader's side needed; it takes longer to import than all else together.
     from pathlib import Path
 
-    from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.grub import Grub
+    from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.choice import boot_loader
 
-    if not Grub.found(Path(root)):
-        gaps.add("next_cmdline", "only GRUB with a generated /boot/grub/grub.cfg is understood")
-        return None
     try:
-        words = " ".join(Grub(Path(root), run).next_arguments())
+        words = " ".join(boot_loader(Path(root), run).next_arguments())
         return words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except (TopovirtError, OSError) as error:
         gaps.add("next_cmdline", str(error))

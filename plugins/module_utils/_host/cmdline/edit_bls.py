@@ -14,6 +14,8 @@ from typing import ClassVar, List, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline import bls_entry, grub_defaults
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.arguments import split
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.bls import ENTRIES
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.bls import Bls as BlsLoader
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.edit import (
     Change,
     Edit,
@@ -21,11 +23,12 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.edit im
     Entries,
     Words,
 )
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.grub import environment
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.environment import EnvironmentBlock
 
 # Arguments of kernels that are installed later (kernel-install(8)); grubby keeps the second up to date, too.
 INHERITED = "etc/kernel/cmdline"
 _MAIN, _MORE = "GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT"
+_BLOCK = "boot/grub2/grubenv"
 _KERNELOPTS = "$kernelopts"
 
 
@@ -60,16 +63,15 @@ class EntryFiles(Editor):
 
 class Bls(EntryFiles):
     name = "bls"
-    directories = ("boot/loader/entries",)
+    directories = (ENTRIES,)
 
     @staticmethod
     def found(root: Path) -> bool:
-        grub = any((root / place).is_file() for place in ("boot/grub2/grub.cfg", "boot/grub/grub.cfg"))
-        return grub and any((root / Bls.directories[0]).glob("*.conf"))
+        return BlsLoader.found(root)
 
     def obstacles(self, edit: Edit) -> List[str]:
         """Words in a variable of GRUB's environment cannot be taken away where only its name stands."""
-        hidden = split(environment(self.root / "boot/grub2/grubenv").get(_KERNELOPTS[1:], ""))
+        hidden = split(EnvironmentBlock(self.root, self.run, _BLOCK, "grub2-editenv").get(_KERNELOPTS[1:]))
         stay = [word for word in hidden if word not in edit.of_rest(hidden)]
         return [
             f"boot entry {path} takes {' '.join(stay)} from the variable kernelopts in /boot/grub2/grubenv: write it "

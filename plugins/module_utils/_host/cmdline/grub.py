@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.arguments import split
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.environment import EnvironmentBlock
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.loader import BootLoader, Entry
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
 
 _DIRECTORY = "boot/grub"
 _BEGIN = "# >>> topovirt: written by the Ansible collection topovirt.kvm, removed by its way back"
 _END = "# <<< topovirt"
-_ENV_BYTES = 1024  # an environment block has this size, always (GRUB manual, "The GRUB environment block")
-_ENV_SIGNATURE = b"# GRUB Environment Block\n"
-# GRUB can read, but not write, an environment block on these (its manual, same place).
-_NO_WRITE = re.compile(r"^(btrfs|zfs|f2fs|cpiofs|newc|odc|romfs|squash4|tarfs)$")
 
 # Commands that load a kernel.
 _LOADS = (["linux"], ["linuxefi"], ["linux16"])
@@ -37,12 +33,10 @@ class _Menu(NamedTuple):
 
 
 class Grub(BootLoader):
-    entries_file = f"{_DIRECTORY}/custom.cfg"
-    once_file = f"{_DIRECTORY}/grubenv"
+    shared_file = f"{_DIRECTORY}/custom.cfg"
 
     def __init__(self, root: Path, run: Run) -> None:
-        self._root = root
-        self._run = run
+        super().__init__(root, EnvironmentBlock(root, run, f"{_DIRECTORY}/grubenv", "grub-editenv"))
 
     @staticmethod
     def found(root: Path) -> bool:
@@ -54,21 +48,9 @@ class Grub(BootLoader):
             found.append("grub.cfg does not source custom.cfg: restore /etc/grub.d/41_custom and run update-grub")
         if "next_entry" not in config:
             found.append("grub.cfg does not know next_entry, so that no entry can be booted once: run update-grub")
-        env = self._root / self.once_file
-        raw = env.read_bytes() if env.is_file() else None
-        if raw is None:
-            found.append("/boot/grub/grubenv is missing: run grub-editenv /boot/grub/grubenv create")
-        elif len(raw) != _ENV_BYTES or not raw.startswith(_ENV_SIGNATURE):
-            found.append("/boot/grub/grubenv is no environment block: run grub-editenv /boot/grub/grubenv create")
-        fs_type, source = self._mount_of_boot()
-        if _NO_WRITE.match(fs_type) or re.match(r"/dev/(md|dm-|mapper/)", source):
-            found.append(
-                f"/boot/grub lies on {fs_type} on {source}, where GRUB cannot take back that an entry is booted once: "
-                f"put /boot on a plain partition"
-            )
-        return found
+        return [*found, *self.environment.obstacles()]
 
-    def default_entry(self) -> Entry:
+    def default_entry(self, before: str) -> Entry:
         config = self._config()
         return self._chosen(_parse(config), _default_of(config))
 
@@ -84,19 +66,13 @@ class Grub(BootLoader):
         return found
 
     def next_arguments(self) -> Tuple[str, ...]:
-        """The kernel command line of the next boot: that of the entry to boot once, else of the default, with
-        whatever custom.cfg adds and sets.
-
-        :raises TopovirtError: no entry boots Linux.
-        :raises OSError: a file cannot be read.
-        """
-        config, own = self._config(), self._root / self.entries_file
-        custom = own.read_text(encoding="utf-8", errors="surrogateescape") if own.is_file() else ""
-        choice = self.next_entry() or _default_of(custom) or _default_of(config)
+        """That of the entry to boot once, else of the default, with whatever custom.cfg adds and sets."""
+        config, custom = self._config(), self._custom()
+        choice = self.environment.next_entry() or _default_of(custom) or _default_of(config)
         return self._chosen((*_parse(config), *_parse(custom)), choice).arguments
 
     def _chosen(self, menu: Tuple[_Menu, ...], choice: str) -> Entry:
-        saved = self._environment().get("saved_entry", "")
+        saved = self.environment.get("saved_entry")
         found = _select(menu, choice.replace("${saved_entry}", saved) or "0")
         if found is None or found.is_submenu:
             found = next((entry for entry in _flat(menu)), None)  # as GRUB: the first one
@@ -104,11 +80,8 @@ class Grub(BootLoader):
             raise TopovirtError("/boot/grub/grub.cfg has no menu entry.", "Run update-grub.")
         return _entry(found)
 
-    def initrd_path(self, entry: Entry, name: str) -> str:
-        return f"{entry.kernel.rpartition('/')[0]}/{name}"
-
-    def render(self, current: str, entries: List[Entry], default: Optional[Entry]) -> str:
-        rest = self.without_ours(current)
+    def files(self, entries: List[Entry], default: Optional[Entry]) -> Dict[str, str]:
+        rest = self.without_ours(self._custom())
         if rest and not rest.endswith("\n"):
             rest += "\n"
         lines = [_BEGIN]
@@ -128,55 +101,17 @@ class Grub(BootLoader):
             files = " -a ".join(f"-f {path}" for path in (default.kernel, *default.initrds))
             lines += [f"\tif [ {files} ]; then", f"\t\tset default={_quote(default.id)}", "\tfi", "fi"]
         lines.append(_END)
-        return rest + "\n".join(lines) + "\n"
+        return {self.shared_file: rest + "\n".join(lines) + "\n"}
 
     def without_ours(self, current: str) -> str:
         return re.sub(rf"^{re.escape(_BEGIN)}\n.*?^{re.escape(_END)}\n", "", current, flags=re.DOTALL | re.MULTILINE)
 
-    def next_entry(self) -> str:
-        return self._environment().get("next_entry", "")
-
-    def set_next_entry(self, entry_id: str) -> None:
-        env = str(self._root / self.once_file)
-        words = ["set", f"next_entry={entry_id}"] if entry_id else ["unset", "next_entry"]
-        status, _out, errors = self._run(["grub-editenv", env, *words])
-        if status != 0 or self.next_entry() != entry_id:
-            raise TopovirtError(f"grub-editenv could not change next_entry in {env}: {errors.strip()}")
-
     def _config(self) -> str:
         return (self._root / _DIRECTORY / "grub.cfg").read_text(encoding="utf-8", errors="surrogateescape")
 
-    def _environment(self) -> Dict[str, str]:
-        return environment(self._root / self.once_file)
-
-    def _mount_of_boot(self) -> Tuple[str, str]:
-        """File system type and source of what /boot/grub lies on."""
-        best, found = -1, ("", "")
-        try:
-            lines = (self._root / "proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return found
-        for line in lines:
-            left, _separator, right = line.partition(" - ")
-            point = left.split()[4]
-            if point in ("/", "/boot", "/boot/grub") and len(point) >= best:
-                best, found = len(point), (right.split()[0], right.split()[1])
-        return found
-
-
-def environment(path: Path) -> Dict[str, str]:
-    """The variables of a GRUB environment block."""
-    try:
-        return variables(path.read_bytes())
-    except OSError:
-        return {}
-
-
-def variables(raw: bytes) -> Dict[str, str]:
-    """The variables of an environment block, by its bytes."""
-    lines = raw[len(_ENV_SIGNATURE) :].decode("utf-8", "replace").splitlines()
-    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
-    return {name: value for name, _equals, value in pairs}
+    def _custom(self) -> str:
+        path = self._root / self.shared_file
+        return path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
 
 
 def _default_of(config: str) -> str:
@@ -276,10 +211,3 @@ def _entry(menu: _Menu) -> Entry:
 
 def _quote(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
-
-
-def same_entry(one: Optional[Entry], other: Optional[Entry]) -> bool:
-    """Whether two entries boot the same, whatever they are called."""
-    if one is None or other is None:
-        return one is other
-    return replace(one, id="", title="") == replace(other, id="", title="")

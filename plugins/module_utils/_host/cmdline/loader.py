@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import List, Optional, Tuple
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.environment import EnvironmentBlock
 
 
 @dataclass(frozen=True)
@@ -34,35 +37,64 @@ class Entry:
 
 
 class BootLoader(ABC):
-    """A boot loader with a file for entries of ours and an entry that is booted once."""
+    """A boot loader with entries of ours and an entry that is booted once.
 
-    entries_file: str  # relative to the root: where our entries go
-    once_file: str  # relative to the root: where the entry for the next boot is kept
+    :param environment: where it keeps the entry for the next boot.
+    """
+
+    shared_file: Optional[str] = None  # relative to the root: where our entries stand among those of others
+
+    def __init__(self, root: Path, environment: EnvironmentBlock) -> None:
+        self._root = root
+        self.environment = environment
 
     @abstractmethod
     def obstacles(self) -> List[str]:
         """Why a trial boot is not possible here."""
 
     @abstractmethod
-    def default_entry(self) -> Entry:
-        """The entry that the host boots by itself, ours aside."""
+    def default_entry(self, before: str) -> Entry:
+        """The entry that the host boots by itself, ours aside.
+
+        :param before: id of the entry that was the default before ours, empty when ours never was.
+        :raises TopovirtError: there is none that boots Linux.
+        """
 
     @abstractmethod
+    def next_arguments(self) -> Tuple[str, ...]:
+        """The kernel command line of the next boot.
+
+        :raises TopovirtError: no entry boots Linux.
+        :raises OSError: a file cannot be read.
+        """
+
     def initrd_path(self, entry: Entry, name: str) -> str:
         """How the boot loader names a file ``name`` that lies beside the kernel of ``entry``."""
+        return f"{entry.kernel.rpartition('/')[0]}/{name}"
 
     @abstractmethod
-    def render(self, current: str, entries: List[Entry], default: Optional[Entry]) -> str:
-        """The text of the entries file with exactly these entries of ours; what others wrote into it stays."""
+    def files(self, entries: List[Entry], default: Optional[Entry]) -> Dict[str, str]:
+        """Path (relative to the root) -> text of the files that hold exactly these entries of ours.
 
-    @abstractmethod
+        :param default: which of them the host boots by itself, where a file says so.
+        """
+
+    def stale(self, entries: List[Entry]) -> List[str]:
+        """Files of entries of ours that are not among these."""
+        return []
+
     def without_ours(self, current: str) -> str:
-        """The text of the entries file less everything of ours."""
+        """The text of the shared file less everything of ours."""
+        return current
 
-    @abstractmethod
-    def next_entry(self) -> str:
-        """The id that is booted once, empty when none is set."""
+    def default_id(self) -> Optional[str]:
+        """The default where the environment block names it; None where a file does, see :meth:`files`."""
+        return None
 
-    @abstractmethod
-    def set_next_entry(self, entry_id: str) -> None:
-        """Boot this entry once; an empty id takes it back."""
+    def set_default_id(self, entry_id: str) -> None:
+        """Change it; only where :meth:`default_id` is not None."""
+        raise NotImplementedError
+
+    def expanded(self, words: Sequence[str]) -> Tuple[str, ...]:
+        """Kernel arguments as the boot loader hands them over."""
+        return tuple(words)

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.faces import single
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import Runner
@@ -104,11 +104,15 @@ class Crash(BaseException):
 class FakeHost(Machine):
     """Two GPUs with a NIC each below switches, an NVMe device, two NVSwitches, an on-board NIC and a system disk."""
 
+    wanted = WANTED
+    initial: ClassVar[dict[str, str]] = {"bash": "5.2", "grub-efi-amd64": "2.12"}
+    user, daemon = "libvirt-qemu", "libvirtd.socket"  # that come with packages
+
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.log: list[list[str]] = []
         self.modules = {"nvidia", "mlx5_core", "nvme", "igb"}
-        self.installed = {"bash": "5.2", "grub-efi-amd64": "2.12"}
+        self.installed = dict(self.initial)
         self.units: dict[str, dict[str, Any]] = {}
         self.tuned_active: str | None = None
         self.signatures: dict[str, str] = {}
@@ -157,22 +161,29 @@ class FakeHost(Machine):
             ("etc/passwd", _PASSWD),
             ("etc/group", _GROUP),
             ("etc/shadow", "root:*:1::::::\nadmin:!:1::::::\n"),
-            ("etc/initramfs-tools/initramfs.conf", "MODULES=most\n"),
-            ("boot/grub/grub.cfg", GRUB_CFG),
-            ("boot/grub/grubenv", _block({})),
             (f"boot/vmlinuz-{KERNEL}", "kernel"),
-            (f"boot/initrd.img-{KERNEL}", "initrd" * 4000),
-            ("usr/sbin/mkinitramfs", "#!/bin/sh\n"),
             ("usr/bin/bash", "binary"),
-            ("var/lib/dpkg/info/bash.list", "/.\n/bin\n/bin/bash\n"),
             ("usr/share/cache.db", "generated 0\n"),
+            *self.distribution().items(),
             ("root/.profile", "# mine\n"),
         ):
             self.write(name, text)
         (self.root / "run").mkdir(exist_ok=True)
+        (self.root / "var/lib").mkdir(parents=True, exist_ok=True)
         (self.root / "etc/systemd/system").mkdir(parents=True)
         (self.root / "etc/shadow").chmod(0o640)
-        self._write_status()
+        self._write_database()
+
+    def distribution(self) -> dict[str, str]:
+        """Files that other distributions do not have."""
+        return {
+            "etc/initramfs-tools/initramfs.conf": "MODULES=most\n",
+            "boot/grub/grub.cfg": GRUB_CFG,
+            "boot/grub/grubenv": block({}).decode(),
+            f"boot/initrd.img-{KERNEL}": "initrd" * 4000,
+            "usr/sbin/mkinitramfs": "#!/bin/sh\n",
+            "var/lib/dpkg/info/bash.list": "/.\n/bin\n/bin/bash\n",
+        }
 
     def device(self, bdf: str, below: str, ids: str, class_code: str, group: int) -> None:
         driver = NATIVE[bdf]
@@ -303,23 +314,27 @@ class FakeHost(Machine):
         base = self.root / "sys/devices/system/node"
         return [int((base / f"node{n}/hugepages/hugepages-1048576kB/nr_hugepages").read_text()) for n in (0, 1)]
 
-    def reboot(self) -> None:
-        """Firmware, GRUB, initramfs, systemd."""
+    def boot_loader(self) -> tuple[str, str, str]:
+        """Kernel, arguments and initramfs that GRUB chooses; paths relative to the root."""
         env = self.root / "boot/grub/grubenv"
-        variables = _variables(env.read_bytes())
+        there = variables(env.read_bytes())
         custom = self.root / "boot/grub/custom.cfg"
         entries = _entries(GRUB_CFG)
         added = _entries(custom.read_text()) if custom.exists() else {}
         entries.update(added)
-        chosen = variables.get("next_entry", "")
+        chosen = there.get("next_entry", "")
         sourced = custom.read_text() if custom.exists() else ""
         default = re.search(r"^\s*set default='?([^'\n]+)'?$", sourced, re.M)
         if chosen:
-            env.write_bytes(_block({**variables, "next_entry": ""}))
+            env.write_bytes(block({**there, "next_entry": ""}))
         if default and not (chosen and 'if [ -z "${boot_once}" ]; then' in sourced):
             chosen = default.group(1)
         chosen = chosen or "gnulinux-simple-aa-bb"
-        kernel, arguments, initrd = entries[chosen]
+        return entries[chosen]
+
+    def reboot(self) -> None:
+        """Firmware, boot loader, initramfs, systemd."""
+        kernel, arguments, initrd = self.boot_loader()
         assert (self.root / kernel.lstrip("/")).is_file()
         image = (self.root / initrd.lstrip("/")).read_text()
         self.write("proc/cmdline", f"BOOT_IMAGE={kernel} {arguments}\n")
@@ -369,7 +384,7 @@ class FakeHost(Machine):
         if unit and unit["enabled"] == "enabled" and self._condition("tuned.service.d/topovirt.conf", arguments):
             profile = (self.root / "etc/tuned/active_profile").read_text().strip()
             if profile == "topovirt":
-                assert (self.root / "etc/tuned/profiles/topovirt/tuned.conf").is_file()
+                assert list((self.root / "etc/tuned").rglob("topovirt/tuned.conf"))
             self.tuned_active = profile
 
     # --- programs ---
@@ -396,15 +411,15 @@ class FakeHost(Machine):
             texts = [p.read_text() for p in sorted(configuration.rglob("*")) if p.is_file()]
             image.write_text("".join(texts))
             return 0, "", ""
-        if program == "grub-editenv":
+        if program in ("grub-editenv", "grub2-editenv"):
             env = Path(rest[0])
-            variables = _variables(env.read_bytes())
+            there = variables(env.read_bytes())
             for word in rest[2:]:
                 name, _equals, value = word.partition("=")
-                variables.pop(name, None)
+                there.pop(name, None)
                 if rest[1] == "set":
-                    variables[name] = value
-            env.write_bytes(_block(variables))
+                    there[name] = value
+            env.write_bytes(block(there))
             return 0, "", ""
         if program == "tuned-adm":
             active = self.tuned_active
@@ -438,8 +453,8 @@ class FakeHost(Machine):
             if name in self.installed:
                 continue
             self.installed[name] = "1.0"
-            self.write(f"var/lib/dpkg/info/{name}.list", f"/.\n/usr\n/usr/share\n/usr/share/{name}\n")
             self.write(f"usr/share/{name}/file", name)
+            self._register(name)
         if "libvirt-daemon-system" in names and "libvirt-qemu" not in (self.root / "etc/passwd").read_text():
             self._append("etc/passwd", "libvirt-qemu:x:64055:104::/var/lib/libvirt:/usr/sbin/nologin\n")
             self._append("etc/shadow", "libvirt-qemu:!:2::::::\n")
@@ -457,7 +472,7 @@ class FakeHost(Machine):
             self._append("boot/grub/grub.cfg", "# update-grub ran\n")
             self._append(f"boot/initrd.img-{KERNEL}", " rebuilt")
             self.units["tuned.service"] = {"enabled": "enabled", "active": True}
-        self._write_status()
+        self._write_database()
 
     def _dpkg(self, rest: list[str]) -> tuple[int, str, str]:
         if rest[:2] == ["--no-act", "--purge"]:
@@ -472,10 +487,13 @@ class FakeHost(Machine):
                 self.units.pop("libvirtd.socket")
             if name == "tuned":
                 self.units.pop("tuned.service")
-        self._write_status()
+        self._write_database()
         return 0, "", ""
 
-    def _write_status(self) -> None:
+    def _register(self, name: str) -> None:
+        self.write(f"var/lib/dpkg/info/{name}.list", f"/.\n/usr\n/usr/share\n/usr/share/{name}\n")
+
+    def _write_database(self) -> None:
         self.write("var/lib/dpkg/status", "".join(f"Package: {name}\n" for name in reversed(self.installed)))
 
     def _append(self, path: str, text: str) -> None:
@@ -483,6 +501,9 @@ class FakeHost(Machine):
             file.write(text)
 
     # --- what tests do with it ---
+
+    def entries_of_ours(self) -> int:
+        return (self.root / "boot/grub/custom.cfg").read_text().count("menuentry")
 
     def runner(self) -> Runner:
         return Runner(self.root, self.run, lambda: read_topology(self.root), self.write_attribute)
@@ -494,7 +515,7 @@ class FakeHost(Machine):
 
     def convert(self, wanted: dict[str, Any] | None = None, until: str = "commit") -> bool:
         """All phases as the role runs them; returns whether anything changed."""
-        wanted, runner, changed = wanted or WANTED, self.runner(), False
+        wanted, runner, changed = wanted or self.wanted, self.runner(), False
         changed |= runner.record(wanted, check=False).changed
         if until == "record":
             return changed
@@ -531,7 +552,7 @@ class FakeHost(Machine):
                 elif stat.S_ISREG(info.st_mode):
                     data = path.read_bytes()
                     if path.name == "grubenv" and len(data) == 1024:
-                        data = tuple(sorted(_variables(data).items()))
+                        data = tuple(sorted(variables(data).items()))
                 found[str(path.relative_to(self.root))] = (
                     stat.S_IFMT(info.st_mode),
                     stat.S_IMODE(info.st_mode) if not stat.S_ISLNK(info.st_mode) else 0,
@@ -542,13 +563,13 @@ class FakeHost(Machine):
         return found
 
 
-def _block(variables: dict[str, str]) -> bytes:
+def block(values: dict[str, str]) -> bytes:
     """A GRUB environment block: its first line, variables, and padding to 1024 bytes."""
-    text = "# GRUB Environment Block\n" + "".join(f"{name}={value}\n" for name, value in variables.items())
+    text = "# GRUB Environment Block\n" + "".join(f"{name}={value}\n" for name, value in values.items())
     return text.encode().ljust(1024, b"#")
 
 
-def _variables(raw: bytes) -> dict[str, str]:
+def variables(raw: bytes) -> dict[str, str]:
     assert len(raw) == 1024
     pairs = (line.partition("=") for line in raw.decode().splitlines() if "=" in line and not line.startswith("#"))
     return {name: value for name, _equals, value in pairs}

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline import initramfs_tools
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.grub import Grub
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.initramfs_tools import InitramfsTools
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import GRUB_CFG, FakeHost
+
+CUSTOM = "boot/grub/custom.cfg"
+IMAGE = "boot/topovirt-cafe0001-initrd.img-6.12.0-test"
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def with_default(host: FakeHost, default: str, saved: str = "") -> Grub:
     ],
 )
 def test_the_default_entry(host: FakeHost, default: str, saved: str, title: str) -> None:
-    entry = with_default(host, default, saved).default_entry()
+    entry = with_default(host, default, saved).default_entry("")
     assert entry.title == title
     assert entry.kernel == "/boot/vmlinuz-6.12.0-test"
     assert entry.kernel_version == "6.12.0-test"
@@ -51,7 +54,7 @@ def test_the_default_entry(host: FakeHost, default: str, saved: str, title: str)
 
 
 def test_what_belongs_to_an_entry(host: FakeHost) -> None:
-    entry = Grub(host.root, host.run).default_entry()
+    entry = Grub(host.root, host.run).default_entry("")
     assert entry.options == ("--class", "debian", "--class", "os")
     assert "savedefault" not in entry.body  # it would write our entry into the environment block
     assert "search --no-floppy --fs-uuid --set=root aa-bb" in entry.body
@@ -61,14 +64,16 @@ def test_what_belongs_to_an_entry(host: FakeHost) -> None:
 def test_an_entry_without_linux(host: FakeHost) -> None:
     host.write("boot/grub/grub.cfg", "menuentry 'Setup' {\n\tfwsetup\n}\n")
     with pytest.raises(TopovirtError, match="'Setup' loads no Linux kernel"):
-        Grub(host.root, host.run).default_entry()
+        Grub(host.root, host.run).default_entry("")
 
 
 def test_rendering_twice_is_rendering_once(host: FakeHost) -> None:
     grub = Grub(host.root, host.run)
-    entry = grub.default_entry()
-    once = grub.render("# mine\n", [entry], entry)
-    assert grub.render(once, [entry], entry) == once
+    entry = grub.default_entry("")
+    host.write(CUSTOM, "# mine\n")
+    once = grub.files([entry], entry)[CUSTOM]
+    host.write(CUSTOM, once)
+    assert grub.files([entry], entry) == {CUSTOM: once}
     assert grub.without_ours(once) == "# mine\n"
     assert once.startswith("# mine\n")
 
@@ -76,13 +81,13 @@ def test_rendering_twice_is_rendering_once(host: FakeHost) -> None:
 def test_a_separate_boot_partition(host: FakeHost) -> None:
     host.write("boot/grub/grub.cfg", GRUB_CFG.replace("/boot/vmlinuz", "/vmlinuz").replace("/boot/initrd", "/initrd"))
     grub = Grub(host.root, host.run)
-    assert grub.initrd_path(grub.default_entry(), "ours.img") == "/ours.img"
+    assert grub.initrd_path(grub.default_entry(""), "ours.img") == "/ours.img"
 
 
 def test_a_quote_in_a_title(host: FakeHost) -> None:
     grub = Grub(host.root, host.run)
-    entry = grub.default_entry()
-    text = grub.render("", [type(entry)("id", "it's", entry.kernel, entry.initrds, entry.arguments)], None)
+    entry = grub.default_entry("")
+    text = grub.files([replace(entry, id="id", title="it's", options=())], None)[CUSTOM]
     assert "menuentry 'it'\\''s' --id 'id' {" in text
 
 
@@ -90,7 +95,7 @@ def test_the_early_script_is_shell_and_acts_under_the_token_only(host: FakeHost,
     """Run for real, with the sysfs of the fake host and programs that only log."""
     devices = ["0000:23:00.0", "0000:93:00.0"]
     host.write("log", "")
-    initramfs_tools.build(host.root, host.run, "cafe0001", devices, "6.12.0-test", host.root / "boot/ours")
+    InitramfsTools(host.root, host.run).build("cafe0001", devices, host.root / IMAGE)
     script = (host.root / "var/lib/topovirt/initramfs-tools/scripts/init-top/topovirt").read_text()
     script = script.replace("/proc/cmdline", f"{host.root}/proc/cmdline").replace("=/sys", f"={host.root}/sys")
     script = script.replace("modprobe ", f"echo modprobe >> {host.root}/log ")
@@ -116,20 +121,20 @@ def test_the_early_script_is_shell_and_acts_under_the_token_only(host: FakeHost,
 def test_a_failed_build_leaves_nothing(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "run", lambda words: (1, "", "no space left"))
     with pytest.raises(TopovirtError, match=r"mkinitramfs failed for kernel 6\.12\.0-test: no space left"):
-        initramfs_tools.build(host.root, host.run, "cafe0001", [], "6.12.0-test", host.root / "boot/ours")
-    assert not list((host.root / "boot").glob("ours*"))
+        InitramfsTools(host.root, host.run).build("cafe0001", [], host.root / IMAGE)
+    assert not list((host.root / "boot").glob("topovirt*"))
 
 
 def test_the_command_line_of_the_next_boot(host: FakeHost) -> None:
     grub = Grub(host.root, host.run)
-    usual = grub.default_entry().arguments
+    usual = grub.default_entry("").arguments
     assert grub.next_arguments() == usual
-    ours = replace(grub.default_entry(), id="ours", title="Ours", arguments=("root=x", "iommu=pt"))
-    host.write("boot/grub/custom.cfg", grub.render("", [ours], None))
+    ours = replace(grub.default_entry(""), id="ours", title="Ours", arguments=("root=x", "iommu=pt"))
+    host.write(CUSTOM, grub.files([ours], None)[CUSTOM])
     assert grub.next_arguments() == usual
-    grub.set_next_entry("ours")
+    grub.environment.set_next_entry("ours")
     assert grub.next_arguments() == ("root=x", "iommu=pt")
-    grub.set_next_entry("")
-    host.write("boot/grub/custom.cfg", grub.render("", [ours], ours))
+    grub.environment.set_next_entry("")
+    host.write(CUSTOM, grub.files([ours], ours)[CUSTOM])
     assert grub.next_arguments() == ("root=x", "iommu=pt")
-    assert grub.default_entry().arguments == usual
+    assert grub.default_entry("").arguments == usual

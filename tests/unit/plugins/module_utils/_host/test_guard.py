@@ -410,7 +410,7 @@ def test_wishes_that_make_no_sense(host: FakeHost, wanted: dict[str, Any], part:
         (lambda h: h.write("boot/grub/grub.cfg", "menuentry 'x' {\n}\n"), "does not source custom.cfg"),
         (lambda h: h.mount("9:1", "/boot", "ext4", "/dev/md1"), "/boot/grub lies on ext4 on /dev/md1"),
         (lambda h: h.mount("0:30", "/boot", "btrfs", "/dev/sda1"), "/boot/grub lies on btrfs"),
-        (lambda h: (h.root / "usr/sbin/mkinitramfs").unlink(), "the host has no mkinitramfs"),
+        (lambda h: (h.root / "usr/sbin/mkinitramfs").unlink(), "the host has neither mkinitramfs nor dracut"),
     ],
     ids=["no-grubenv", "bad-grubenv", "no-custom", "md", "btrfs", "no-mkinitramfs"],
 )

@@ -71,7 +71,7 @@ def test_apply_without_a_record(host: FakeHost) -> None:
 
 def test_another_family(host: FakeHost) -> None:
     (host.root / "var/lib/dpkg/status").unlink()
-    with pytest.raises(TopovirtError, match="no dpkg database"):
+    with pytest.raises(TopovirtError, match="neither a dpkg nor an rpm database"):
         host.runner().plan(WANTED)
 
 

@@ -14,7 +14,8 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import FACES
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import describe
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.cut import Cut
-from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import Crash, FakeHost, _block
+from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import Crash, FakeHost
+from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import block as block_of
 
 VARIABLES = "etc/tuned/cpu-partitioning-variables.conf"
 SHIPPED = "# Examples:\n# isolated_cores=2,4-7\nisolated_cores=${f:calc_isolated_cores:1}\n# no_balance_cores=5-10\n"
@@ -35,7 +36,7 @@ class Host(FakeHost):
         self.write(VARIABLES, SHIPPED)
         self.write(ENTRY, "title x\noptions ro\n")
         self.write("boot/grub2/grub.cfg", "blscfg\n")
-        (self.root / "boot/grub2/grubenv").write_bytes(_block({"saved_entry": "abc-1", "tuned_params": ""}))
+        (self.root / "boot/grub2/grubenv").write_bytes(block_of({"saved_entry": "abc-1", "tuned_params": ""}))
         self.units["tuned.service"] = {"enabled": "enabled", "active": True}
         self.tuned_active = "balanced"
         self.wrong = False
@@ -116,7 +117,7 @@ def test_other_cores_take_effect(host: Host) -> None:
     host.face("tuned_profile", **OWN).present(check=False)
     other = {"own": {"include": "cpu-partitioning", "isolated_cores": "7"}}
     done = host.face("tuned_profile", **other).present(check=False)
-    assert [c.kind for c in done.plan] == ["file", "file", "profile"]
+    assert [c.kind for c in done.plan] == ["file", "file", "file", "profile"]
     assert block(host)["tuned_params"] == "nohz_full=7 rcu_nocbs=7"
 
 
@@ -152,7 +153,7 @@ def test_a_profile_that_somebody_chose_meanwhile_stays(host: Host) -> None:
 
 def test_a_failing_tuned_changes_nothing(host: Host) -> None:
     before, host.wrong = whole(host), True
-    with pytest.raises(TopovirtError, match=r"something with the daemon Everything is as it was before"):
+    with pytest.raises(TopovirtError, match=r"something with the daemon\. Everything is as it was before"):
         host.face("tuned_profile", **OWN).present(check=False)
     assert whole(host) == before
 
