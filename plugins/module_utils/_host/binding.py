@@ -15,7 +15,16 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import DEVICES
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step, Touched
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
+    AS_BEFORE,
+    AS_WRITTEN,
+    CHANGED,
+    GONE,
+    Change,
+    Step,
+    Thing,
+    Touched,
+)
 
 VFIO = "vfio-pci"
 _PCI = Path("sys/bus/pci")
@@ -31,6 +40,11 @@ class Binding(Step):
         return {bdf: self._state(bdf) for bdf in sorted({*self.context.wanted.devices, *self._journaled()})}
 
     def plan(self) -> List[Change]:
+        text = "".join(f"{bdf}\n" for bdf in sorted(self.context.wanted.devices))
+        return [*self.plan_devices(), *self.plan_file(str(DEVICES), text, 0o600)]
+
+    def plan_devices(self) -> List[Change]:
+        """Changes of the drivers that hold devices."""
         context, journaled, changes = self.context, self._journaled(), []
         for bdf, state in self.read().items():
             if bdf in context.wanted.devices:
@@ -39,8 +53,7 @@ class Binding(Step):
                     changes.append(self._change(bdf, state["driver"], VFIO))
             elif state is not None and state["driver"] == VFIO and journaled[bdf]["driver"] != VFIO:
                 changes.append(self._change(bdf, VFIO, journaled[bdf]["driver"]))
-        text = "".join(f"{bdf}\n" for bdf in sorted(context.wanted.devices))
-        return [*changes, *self.plan_file(str(DEVICES), text, 0o600)]
+        return changes
 
     def differences(self) -> List[str]:
         found = []
@@ -64,6 +77,14 @@ class Binding(Step):
                     f"host driver {function['driver']}"
                 )
         return found
+
+    def find(self, thing: Thing) -> str:
+        if thing.kind != "device":
+            return super().find(thing)
+        now = self._state(thing.what)
+        if now is None:
+            return GONE
+        return AS_BEFORE if now == thing.prior else AS_WRITTEN if now["driver"] in thing.afters else CHANGED
 
     def prior(self, change: Change) -> Any:
         return self._state(change.what) if change.kind == "device" else super().prior(change)

@@ -16,6 +16,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import com
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages, pools_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.kernel_cmdline import KernelCmdline, edit_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.pci_binding import PciBinding, demand_effect
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Single
@@ -46,6 +47,19 @@ def _tuned_profile(context: Context, options: Mapping[str, Any]) -> Step:
     return TunedProfile(context, wanted_profile(options) if options else None)
 
 
+def _pci_binding(context: Context, options: Mapping[str, Any]) -> Step:
+    if not options:
+        return PciBinding(context, persistent=False)
+    persistent, at_once = bool(options.get("persistent", True)), bool(options.get("at_once", True))
+    demand_effect(persistent, at_once)
+    errors: List[str] = []
+    context.wanted = replace(context.wanted, devices=devices_of(options, context.topology, [], errors))
+    if errors or not context.wanted.devices:
+        wrong = "; ".join(errors) or "devices names none"
+        raise TopovirtError(f"The wanted devices are wrong: {wrong}.", "Nothing was changed.")
+    return PciBinding(context, persistent, options.get("tolerate") or [])
+
+
 def _pcie_acs(context: Context, options: Mapping[str, Any]) -> Step:
     if options:
         errors: List[str] = []
@@ -62,6 +76,7 @@ def _pcie_acs(context: Context, options: Mapping[str, Any]) -> Step:
 BUILDERS: Dict[str, _Builder] = {
     "hugepages": _hugepages,
     "kernel_cmdline": _kernel_cmdline,
+    "pci_binding": _pci_binding,
     "pcie_acs": _pcie_acs,
     "tuned_profile": _tuned_profile,
 }

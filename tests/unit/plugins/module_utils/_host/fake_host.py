@@ -346,7 +346,8 @@ class FakeHost(Machine):
             (device / "driver").unlink(missing_ok=True)
             (device / "driver_override").write_text("(null)\n")
         ours = re.search(r'^devices="(.*)"$', image, re.M)
-        if token and ours and f"topovirt={token.group(1)}" in image:
+        asks = "/proc/cmdline" in image  # the script acts under a token only
+        if ours and (not asks or (token and f"topovirt={token.group(1)}" in image)):
             self.modules.add("vfio-pci")
             for bdf in ours.group(1).split():
                 (self.root / "sys/bus/pci/devices" / bdf / "driver_override").write_text("vfio-pci\n")
