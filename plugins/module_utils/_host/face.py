@@ -1,7 +1,7 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Between the modules ``host_state`` and ``host_journal`` and the logic: parameters, commands, results."""
+"""Between the module ``host_state`` and the logic: parameters, commands, results."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import committed_state
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import Report, Runner, describe
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
@@ -39,10 +37,9 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
         )
     demand_root()
     root, run = Path(params["root"]), commands(run_command)
-    runner = Runner(root, run, lambda: read_topology(root, run if root == Path("/") else None))
     changes_nothing = check_mode or phase in _READING
     with contextlib.nullcontext() if changes_nothing else host_lock(root, f"host_state ({phase})"):
-        report = _run(runner, state, phase, params, check_mode)
+        report = _run(runner(root, run), state, phase, params, check_mode)
     return {
         "changed": report.changed and phase != "plan",
         "pending": report.changed,
@@ -53,6 +50,11 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
         "differences": report.differences,
         "kept": report.kept,
     }
+
+
+def runner(root: Path, run: Run) -> Runner:
+    """What converts this host."""
+    return Runner(root, run, lambda: read_topology(root, run if root == Path("/") else None))
 
 
 def demand_root() -> None:
@@ -79,18 +81,18 @@ def shown(changes: Sequence[Change]) -> Dict[str, Any]:
     return {"plan": [describe(change) for change in visible], "diff": [_diff(change) for change in visible]}
 
 
-def _run(runner: Runner, state: str, phase: str, params: Mapping[str, Any], check_mode: bool) -> Report:
+def _run(phases: Runner, state: str, phase: str, params: Mapping[str, Any], check_mode: bool) -> Report:
     if state == "restored":
         discard = bool(params["discard_images"])
         if phase == "plan":
-            return runner.plan_back(discard)
-        return (runner.undo if phase == "undo" else runner.finish)(discard, check_mode)
+            return phases.plan_back(discard)
+        return (phases.undo if phase == "undo" else phases.finish)(discard, check_mode)
     wanted = params["wanted"] or {}
     if phase == "plan":
-        return runner.plan(wanted)
+        return phases.plan(wanted)
     if phase == "verify":
-        return runner.verify(wanted)
-    return {"record": runner.record, "apply": runner.apply, "commit": runner.commit}[phase](wanted, check_mode)
+        return phases.verify(wanted)
+    return {"record": phases.record, "apply": phases.apply, "commit": phases.commit}[phase](wanted, check_mode)
 
 
 def _diff(change: Change) -> Dict[str, str]:
@@ -115,29 +117,3 @@ def _diff(change: Change) -> Dict[str, str]:
 def _line(value: Any) -> str:
     """A value as text that is the same for equal values: keys of a journaled one come in another order."""
     return f"{value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True)}\n"
-
-
-def journal_summary(root: Path) -> Dict[str, Any]:
-    """What ``host_journal`` returns.
-
-    :raises TopovirtError: for a journal that is damaged, newer or of another host.
-    """
-    journal = Journal(root)
-    done = set(journal.undone())
-    outcomes = {record["of"] for record in journal.records if record["kind"] == "outcome"}
-    return {
-        "state": journal.state,
-        "id": journal.id,
-        "committed": committed_state(root) or {},
-        "touched": [
-            {
-                "step": key[0],
-                "kind": key[1],
-                "what": key[2],
-                "done": record["seq"] in outcomes,
-                "undone": key in done,
-                "time": record["time"],
-            }
-            for key, record in journal.first_priors().items()
-        ],
-    }

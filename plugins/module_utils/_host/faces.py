@@ -12,8 +12,9 @@ from typing import Any, Callable, Dict, List, Mapping
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.edit import Edit
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import commands, demand_root, shown
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import commands, demand_root, runner, shown
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages, pools_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.journals import Journals
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.kernel_cmdline import KernelCmdline, edit_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pci_binding import PciBinding, demand_effect
@@ -111,4 +112,27 @@ def run_face(name: str, params: Mapping[str, Any], check_mode: bool, run_command
         "kept": done.kept,
         **shown(done.plan),
         **done.results,
+    }
+
+
+def run_journal(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> Dict[str, Any]:
+    """Run the module ``host_journal`` and return its result.
+
+    :raises TopovirtError: for refusals and failures.
+    """
+    demand_root()
+    root, run = Path(params["root"]), commands(run_command)
+    journals = Journals(root, lambda name: single(name, {}, root, run), lambda: runner(root, run))
+    if params["action"] == "show":
+        return {"changed": False, **journals.show()}
+    if params["action"] == "verify":
+        return {"changed": False, **journals.show(), **journals.verify()}
+    with contextlib.nullcontext() if check_mode else host_lock(root, "host_journal (restore)"):
+        done = journals.restore(check_mode)
+    return {
+        "changed": done.changed,
+        "reboot_required": done.reboot_required,
+        "kept": done.kept,
+        **shown(done.plan),
+        **journals.show(),
     }

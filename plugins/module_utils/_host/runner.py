@@ -45,6 +45,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     Change,
     Context,
     Step,
+    Thing,
     Touched,
     unique,
     write_attribute,
@@ -200,6 +201,16 @@ class Runner:
         context.journal.remove()
         report.state, report.kept = "none", context.kept
         return report
+
+    def find(self) -> List[Tuple[Key, str]]:
+        """What became of everything that the conversion touched."""
+        context = self._context_back()
+        afters, done = context.journal.afters(), set(context.journal.undone())
+        return [
+            (key, self._step(context, key[0]).find(Thing(key[1], key[2], record["prior"], afters[key])))
+            for key, record in context.journal.first_priors().items()
+            if key not in done
+        ]
 
     # --- inside ---
 

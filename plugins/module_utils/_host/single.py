@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import capture, digest, write_file
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.guard import as_list, vms_in_the_way
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import FACES, Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
@@ -122,6 +122,11 @@ class Single:
         done.kept += context.kept
         done.journal = "none"
         return done
+
+    def find(self) -> List[Tuple[Key, str]]:
+        """What became of everything that was touched."""
+        context, step = self._step(begun=True)
+        return [((step.name, thing.kind, thing.what), step.find(thing)) for thing in things(context.journal)[::-1]]
 
     # --- inside ---
 

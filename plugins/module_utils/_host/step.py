@@ -67,6 +67,8 @@ class Thing(NamedTuple):
 
 # What became of something that was touched.
 AS_BEFORE, AS_WRITTEN, CHANGED, GONE = "as before", "as written", "changed by somebody", "gone"
+NOT_COMPARED = "not compared"
+_ON_DISK = ("file", "link", "directory", "removal")
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,16 @@ class Step:
         return False
 
     def find(self, thing: Thing) -> str:
-        """What became of something that was touched, one of AS_BEFORE, AS_WRITTEN, CHANGED and GONE."""
+        """What became of something that was touched: AS_BEFORE, AS_WRITTEN, CHANGED or GONE, and NOT_COMPARED for kinds
+        that only a conversion has."""
+        if thing.kind not in _ON_DISK:
+            return NOT_COMPARED
         path = self._path(thing.what)
         now = capture(path, digest)
         if _but_time(now) == _but_time(thing.prior):
             return AS_BEFORE
         if now["type"] == "absent":
-            return GONE
+            return AS_WRITTEN if thing.kind == "removal" else GONE
         return AS_WRITTEN if any(self._is(now, thing.kind, after) for after in thing.afters) else CHANGED
 
     def without_ours(self, thing: Thing) -> Optional[str]:
@@ -242,6 +247,8 @@ class Step:
     def _is(now: State, kind: str, after: Any) -> bool:
         if kind == "directory":
             return bool(now["type"] == "directory")
+        if kind == "removal":
+            return False
         if kind == "link":
             return now["type"] == "link" and now["target"] == after["target"]
         if now["type"] != "file" or now["mode"] != after["mode"]:
