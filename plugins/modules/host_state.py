@@ -16,6 +16,9 @@ description:
     as one transaction with a journal, from which the way back restores everything exactly.
   - A conversion never rewrites an existing boot entry or initramfs. It adds an entry of its own, which is booted once,
     verified, and only then made the default. Units and scripts of the conversion act under that entry only.
+  - A host that does not come back recovers by itself. While the entry is tried, the host reboots into its old entry
+    when the kernel panics, when the root file system is not found, and when nobody confirms the boot by O(phase=commit)
+    within O(wanted.confirm_timeout).
   - The roles P(topovirt.kvm.kvm_host#role) and P(topovirt.kvm.bare_metal#role) call the phases in order, and reboot
     between them. Every phase may be repeated and continues where an earlier run was cut off.
 options:
@@ -30,7 +33,9 @@ options:
       - V(plan) changes nothing and returns what would change.
       - For O(state=present), V(record) takes the inventory before packages are installed (by Ansible's own module),
         V(apply) makes the changes and arms one boot of the new entry, V(verify) waits until the new boot is complete
-        and fails with a list of what is not as wanted, V(commit) makes the new entry the default.
+        and fails with a list of what is not as wanted, V(commit) ends the trial and makes the new entry the default.
+      - V(verify) also fails when the trial boot failed and the host has recovered. V(apply) then arms another try, and
+        warns.
       - For O(state=restored), V(undo) makes the old boot entry the default again, and V(finish) restores everything
         else once it runs, the journal included.
     type: str
@@ -153,6 +158,13 @@ options:
               - The default is V(4096).
             type: int
             choices: [0, 128, 256, 512, 1024, 2048, 4096]
+      confirm_timeout:
+        description:
+          - Seconds from the start of a trial boot until the host reboots by itself into its old entry, unless
+            O(phase=commit) was reached. At least V(60).
+          - O(phase=verify) waits for the last services for half of it.
+        type: int
+        default: 900
       erase_ok:
         description:
           - Serial numbers of NVMe devices in the passthrough set whose content may be lost. The module itself never
@@ -271,6 +283,13 @@ differences:
   type: list
   elements: str
   sample: ['0000:23:00.0: wanted driver vfio-pci, found nvidia']
+confirm_within:
+  description:
+    - With O(phase=verify), the seconds that are left to reach O(phase=commit) before the host reboots into its old
+      entry by itself. V(none) when it does not.
+  returned: success, or when something is not as wanted
+  type: int
+  sample: 712
 kept:
   description: What the way back left in place because somebody changed it meanwhile or it is still needed.
   returned: success
@@ -281,7 +300,7 @@ kept:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import run_phase
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import complaint, run_phase
 
 
 def main() -> None:
@@ -332,6 +351,7 @@ def main() -> None:
                             "max_read_request": {"type": "int", "choices": [0, 128, 256, 512, 1024, 2048, 4096]},
                         },
                     },
+                    "confirm_timeout": {"type": "int", "default": 900},
                     "erase_ok": words,
                 },
             },
@@ -344,8 +364,10 @@ def main() -> None:
         result = run_phase(module.params, module.check_mode, module.run_command)
     except TopovirtError as error:
         module.fail_json(msg=str(error))
+    for text in result.pop("warnings"):
+        module.warn(text)
     if result["differences"]:
-        module.fail_json(msg=f"The host is not as wanted: {'; '.join(result['differences'])}", **result)
+        module.fail_json(msg=complaint(result), **result)
     module.exit_json(**result)
 
 

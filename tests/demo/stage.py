@@ -12,6 +12,7 @@ refuse      bad input, each refused with its reason and without a change
 settle      wait for the guests; those that the emulated CPU hung are reset, and that is told
 guest-lstopo  lstopo says of each running guest's kernel what the reader says
 controls    boot three VMs that are wrong on purpose; the comparison flags each for what is wrong
+trial-...   a trial boot fails, and the host recovers by itself; or it does not fail, see trials.py
 tenants     from one large VM to two tenants that share the board, compared with the host
 as-before   the host is what create recorded
 destroy     end the server
@@ -30,7 +31,7 @@ from typing import Any
 
 from tests.bench import on_server
 from tests.bench.against_lstopo import CHECKS
-from tests.demo import controls, steady, story
+from tests.demo import controls, steady, story, trials
 from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
@@ -60,6 +61,7 @@ class Setting:
     variant: str | None = None
     requests: dict[str, Any] = field(default_factory=lambda: story.ONE_VM)
     shape: str = "debian"
+    variables: dict[str, Any] = field(default_factory=dict)  # of the operator, beside the story's own
 
 
 SETTINGS = {
@@ -67,9 +69,10 @@ SETTINGS = {
     "hgx-h200-wrong": Setting(),
     "no-iommu": Setting(variant="no-iommu"),
     "dgx-2": Setting("dgx-2", requests=story.SIXTEEN),
-    "debian": Setting(requests=story.ONE_GPU),
+    "debian": Setting("pcie-l40s", requests=story.ONE_GPU, variables=story.REGISTERS),
     "rhel9": Setting(requests=story.ONE_GPU, shape="rhel9"),
     "rhel10": Setting(requests=story.ONE_GPU, shape="rhel10"),
+    "trial-boot": Setting(requests={}),
 }
 
 
@@ -103,7 +106,7 @@ REFUSALS = (
 def operator(scenario: str) -> Operator:
     folder = workspace.WORK / "scenario" / scenario
     setting = SETTINGS[scenario]
-    server = Server(setting.machine, setting.variant, directory=folder / "server")
+    server = Server(setting.machine, setting.variant, directory=folder / "server", os=setting.shape)
     return Operator(server, folder, workspace.COLLECTIONS)
 
 
@@ -112,7 +115,8 @@ def create(mine: Operator) -> None:
     shutil.rmtree(mine.folder, ignore_errors=True)
     owner = os.environ.get(OWNER)
     mine.server.up(owner=int(owner) if owner else None)
-    mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | SETTINGS[mine.folder.name].requests)
+    setting = SETTINGS[mine.folder.name]
+    mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | setting.requests | setting.variables)
     (mine.folder / BEFORE).write_text(json.dumps(record(mine.server)), encoding="utf-8")
 
 
@@ -229,11 +233,20 @@ def tenants(mine: Operator) -> None:
     mine.must_play("verify-tenants", "verify_vms")
 
 
+def before(mine: Operator) -> dict[str, Any]:
+    """What create recorded."""
+    found: dict[str, Any] = json.loads((mine.folder / BEFORE).read_text(encoding="utf-8"))
+    return found
+
+
 def as_before(mine: Operator) -> None:
-    before = json.loads((mine.folder / BEFORE).read_text(encoding="utf-8"))
-    differences = manifest.compare(before, record(mine.server))
+    differences = manifest.compare(before(mine), record(mine.server))
     if differences:
         raise Failure("not as before: " + "; ".join(differences[:20]))
+
+
+def trial(step: Callable[[Operator, dict[str, Any]], None]) -> Callable[[Operator], None]:
+    return lambda mine: step(mine, before(mine))
 
 
 def destroy(mine: Operator) -> None:
@@ -243,7 +256,7 @@ def destroy(mine: Operator) -> None:
 STEPS: dict[str, Callable[[Operator], None]] = {
     "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu,
     "predict": predict, "refuse": refuse, "settle": settle, "guest-lstopo": ask_lstopo, "controls": flag_controls,
-    "tenants": tenants,
+    "tenants": tenants, **{name: trial(step) for name, step in trials.STEPS.items()},
     "as-before": as_before, "destroy": destroy,
 }  # fmt: skip
 

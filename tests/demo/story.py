@@ -19,6 +19,9 @@ CONVERSION: dict[str, Any] = {
     "kvm_host_reboot_ok": True,
 }
 
+# For a machine without NVLink whose GPUs hang on root ports, which have access control also where they are emulated.
+REGISTERS = {"kvm_host_fabric_model": "none", "kvm_host_pcie_acs": {"enabled": True}}
+
 SHARED_FABRIC = {"kvm_host_fabric_model": "shared_nvswitch"}
 
 

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -98,15 +99,25 @@ def pages() -> dict[str, str]:
     return found
 
 
+def packages() -> tuple[list[str], list[str]]:
+    """Each installed package with its version, and the names of those that somebody asked for."""
+    if shutil.which("dpkg-query"):
+        form = "${db:Status-Abbrev} ${Package}:${Architecture} ${Version}\\n"
+        return output("dpkg-query", "-W", "-f", form), output("apt-mark", "showmanual")
+    asked = ("dnf", "--quiet", "--cacheonly", "repoquery", "--userinstalled", "--queryformat", "%{name}")
+    return output("rpm", "--query", "--all", "--queryformat", "%{nevra}\\n"), output(*asked)
+
+
 def main() -> None:
     root = sys.argv[1] if len(sys.argv) > 1 else "/"
     with open("/proc/cmdline", encoding="utf-8") as cmdline:
         line = cmdline.read().strip()
+    installed, asked_for = packages()
     manifest = {
         "files": file_system(root),
         "units": output("systemctl", "list-unit-files", "--no-legend", "--no-pager", "--full"),
-        "packages": output("dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Package}:${Architecture} ${Version}\\n"),
-        "manual_packages": output("apt-mark", "showmanual"),
+        "packages": installed,
+        "manual_packages": asked_for,
         "cmdline": line,
         "drivers": drivers(),
         "hugepages": pages(),

@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from tests.twin import description, recorded
+from tests.twin.images import shapes
 from tests.twin.images.process import BakeError
 from tests.twin.lifecycle import DEFAULT_MACHINE, Server, TwinError
 from tests.twin.supervisor import RUNNING
@@ -36,7 +37,10 @@ def _parser() -> argparse.ArgumentParser:
                 "--variant", choices=sorted(description.VARIANTS), help="the same machine, set up differently"
             )
             command.add_argument(
-                "--dir", type=Path, help="where overlay, logs and state lie (default .work/twin/MACHINE)"
+                "--os", choices=shapes.NAMES, help=f"the distribution on its disk (default {shapes.DEBIAN})"
+            )
+            command.add_argument(
+                "--dir", type=Path, help="where overlay, logs and state lie (default .work/twin/MACHINE[-VARIANT][-OS])"
             )
         return command
 
@@ -133,12 +137,20 @@ def _run(arguments: argparse.Namespace, remote: list[str]) -> int:
 
 def _server(arguments: argparse.Namespace) -> Server:
     """The server that is named, or else the one that runs."""
-    if arguments.machine is None and arguments.dir is None and arguments.variant is None and arguments.command != "up":
-        there = (Server(name, variant) for name in description.names() for variant in (None, *description.VARIANTS))
+    named = (arguments.machine, arguments.dir, arguments.variant, arguments.os)
+    if all(name is None for name in named) and arguments.command != "up":
+        there = (
+            Server(name, variant, os=shape)
+            for name in description.names()
+            for variant in (None, *description.VARIANTS)
+            for shape in shapes.NAMES
+        )
         running = next((server for server in there if server.status()["status"] == RUNNING), None)
         if running is not None:
             return running
-    return Server(arguments.machine or DEFAULT_MACHINE, arguments.variant, arguments.dir)
+    return Server(
+        arguments.machine or DEFAULT_MACHINE, arguments.variant, arguments.dir, os=arguments.os or shapes.DEBIAN
+    )
 
 
 def _agree(server: Server) -> int:

@@ -31,6 +31,7 @@ import yaml
 
 from tests.twin import qemu, supervisor
 from tests.twin.description import Machine, Nvme, load
+from tests.twin.images import shapes
 from tests.twin.images.bake import Images, ensure_images
 from tests.twin.images.qemu_tree import img_command, qemu_command, qemu_environment
 from tests.twin.supervisor import RUNNING, STATE, Launch, Program
@@ -191,8 +192,10 @@ class Server:
     """One emulated server.
 
     :param variant: a mutation of the machine, see ``description.VARIANTS``.
-    :param directory: where its overlay, sockets, logs and state lie; default ``.work/twin/<machine>[-<variant>]``.
+    :param directory: where its overlay, sockets, logs and state lie; default
+        ``.work/twin/<machine>[-<variant>][-<os>]``.
     :param say: told about progress; ``end`` as in ``print``.
+    :param os: the distribution on its disk, one of ``shapes.NAMES``.
     """
 
     def __init__(
@@ -202,12 +205,13 @@ class Server:
         directory: Path | None = None,
         cache: Path | None = None,
         say: Callable[[str], None] = lambda text: print(text, end="", flush=True),
+        os: str = shapes.DEBIAN,
     ) -> None:
         self.machine_name = machine
         self.variant = variant
-        self.directory = (
-            directory or CHECKOUT / ".work" / "twin" / "-".join(filter(None, (machine, variant)))
-        ).absolute()
+        self.os = os
+        parts = (machine, variant, None if os == shapes.DEBIAN else os)
+        self.directory = (directory or CHECKOUT / ".work" / "twin" / "-".join(filter(None, parts))).absolute()
         self.cache = cache or cache_directory()
         self.say = say
 
@@ -228,11 +232,11 @@ class Server:
             }
         )
         try:
-            images = ensure_images(self.cache, lambda text: self.say(f"{text}\n"))
+            images = ensure_images(self.cache, lambda text: self.say(f"{text}\n"), self.os)
             port = _free_port()
             launch = self._prepare(machine, images, port)
-            usual = BootTimes(self.cache).usual(machine.name)
-            self.say(f"emulated server {machine.name}: firmware... ")
+            usual = BootTimes(self.cache).usual(self._title(machine))
+            self.say(f"emulated server {self._title(machine)}: firmware... ")
             begin = time.monotonic()
             control = start_supervised(self.directory, launch, lock, owner)
         finally:
@@ -246,10 +250,13 @@ class Server:
             raise
         finally:
             os.close(control)
-        BootTimes(self.cache).add(machine.name, seconds)
+        BootTimes(self.cache).add(self._title(machine), seconds)
         self.say(f"ssh answers, {seconds:.0f} s" + (f" (usually {usual:.0f} s)\n" if usual else "\n"))
         self._update_state(ready_seconds=round(seconds, 1))
         return seconds
+
+    def _title(self, machine: Machine) -> str:
+        return machine.name if self.os == shapes.DEBIAN else f"{machine.name} ({self.os})"
 
     def _prepare(self, machine: Machine, images: Images, port: int) -> Launch:
         """Fill the run's directory and say which programs make the server."""
@@ -281,6 +288,7 @@ class Server:
                 "status": "starting",
                 "machine": machine.name,
                 "variant": self.variant,
+                "os": self.os,
                 "ssh": {"host": "127.0.0.1", "port": port, "user": "root", "key": str(images.ssh_key)},
                 "guest": {"kernel": str(images.guest_kernel), "initrd": str(images.guest_initrd)},
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -449,7 +457,7 @@ class Server:
             "ansible_user": user,
             "ansible_ssh_private_key_file": ssh["key"],
             "ansible_ssh_common_args": shlex.join(self.ssh_options()),
-            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_python_interpreter": shapes.interpreter(state["os"]),
         }
         data = {"all": {"children": {"gpu_hosts": {"hosts": {state["machine"]: variables}}}}}
         return yaml.safe_dump(data, sort_keys=False)

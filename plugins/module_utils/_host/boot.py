@@ -17,9 +17,15 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.loader 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import content, remove_tree, restore, write_file
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import BOOT_STATE, TOKEN
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Context, Step, Touched
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.trial import is_trial, tried_arguments
 
 # TuneD's own part of a command line, where entries take it in (its boot loader plug-in).
 _OF_TUNED = re.compile(r"\$\{?tuned_(params|initrd)\}?$")
+
+
+# How many huge pages there are at boot. The pool is resized at run time, too, and what counts is what it holds, which
+# its own step verifies: other numbers need neither a trial nor a reboot.
+_POOL = "hugepages="
 
 
 class Boot(Step):
@@ -49,7 +55,7 @@ class Boot(Step):
         entries = [_from_json(data) for data in state["entries"]]
         committed = next((entry for entry in entries if entry.id == state["default"]), None)
         target = self._target(committed)
-        stay = committed is not None and committed == target
+        stay = committed is not None and committed.id == target.id
         shown = [target] if committed is None or stay else [committed, target]
         image = self._image(target)
         inputs = self._builder.inputs_digest(self.context.id, list(self.context.wanted.devices), target.kernel_version)
@@ -75,10 +81,20 @@ class Boot(Step):
         committed = next((entry for entry in entries if entry.id == state["default"]), None)
         return not self._runs(self._target(committed))
 
+    def failed_trial(self) -> Optional[str]:
+        """Id of the entry that was booted once, and after which the host came back with another one."""
+        state = self.read()
+        tried = next((entry["id"] for entry in state["entries"] if entry["id"] != state["default"]), None)
+        armed = self.context.journal.made((self.name, "next_entry", self._loader.environment.path))
+        runs = self.context.under_token and is_trial(self.context.topology["host"]["cmdline"])
+        if tried is None or not armed or runs or self._loader.environment.next_entry() == tried:
+            return None
+        return str(tried)
+
     def differences(self) -> List[str]:
         words = self.context.topology["host"]["cmdline"].split()
         wanted = [f"{TOKEN}={self.context.id}", *self.context.wanted.arguments]
-        found = [f"kernel command line: {word} is missing" for word in wanted if word not in words]
+        found = [f"kernel command line: {word} is missing" for word in _without_pool(wanted) if word not in words]
         state = self.read()
         target = _from_json(state["entries"][-1]) if state["entries"] else None
         kernel = self.context.topology["host"]["kernel"]
@@ -156,14 +172,16 @@ class Boot(Step):
             write_file(path, rest.encode("utf-8", "surrogateescape"), path.stat().st_mode & 0o7777)
 
     def _plan_entries(self, entries: List[Entry], default: Optional[Entry], inputs: str, stage: str) -> List[Change]:
+        committed = default.id if default else None
         state = {
             "entries": [asdict(entry) for entry in entries],
-            "default": default.id if default else None,
+            "default": committed,
             "initramfs": inputs,
             "before": self._base().id,
         }
         changes = []
-        for what, text in self._loader.files(entries, default).items():
+        shown = [entry if entry.id == committed else self._tried(entry) for entry in entries]
+        for what, text in self._loader.files(shown, default).items():
             path = self.context.root / what
             mode = path.stat().st_mode & 0o7777 if path.is_file() else 0o644
             changes += self.plan_file(what, text, mode, stage)
@@ -199,8 +217,11 @@ class Boot(Step):
             arguments=(*kept, *ours),
             initrds=(*others, initrd),
         )
-        if committed is None or replace(committed, id=target.id) == target:
-            return target if committed is None else committed
+        if committed is None:
+            return target
+        same = replace(committed, id=target.id, arguments=target.arguments) == target
+        if same and _without_pool(committed.arguments) == _without_pool(target.arguments):
+            return replace(committed, arguments=target.arguments)
         number = int(committed.id.rpartition("-")[2]) if committed.id.count("-") > 1 else 1
         return replace(target, id=f"{TOKEN}-{self.context.id}-{number + 1}")
 
@@ -210,11 +231,18 @@ class Boot(Step):
     def _runs(self, entry: Entry) -> bool:
         host = self.context.topology["host"]
         words = [word for word in host["cmdline"].split() if not word.startswith("BOOT_IMAGE=")]
-        return host["kernel"] == entry.kernel_version and sorted(words) == sorted(
-            self._loader.expanded(entry.arguments)
-        )
+        ways = (_without_pool(self._loader.expanded(way.arguments)) for way in (entry, self._tried(entry)))
+        return host["kernel"] == entry.kernel_version and _without_pool(words) in ways
+
+    def _tried(self, entry: Entry) -> Entry:
+        """The entry as it boots until it is committed."""
+        return replace(entry, arguments=tried_arguments(entry.arguments, self._builder.trial_arguments))
 
 
 def _from_json(data: Dict[str, Any]) -> Entry:
     values: Dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     return Entry(**values)
+
+
+def _without_pool(words: Sequence[str]) -> List[str]:
+    return sorted(word for word in words if not word.startswith(_POOL))

@@ -49,6 +49,8 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
         "reboot_required": report.reboot_required,
         "differences": report.differences,
         "kept": report.kept,
+        "confirm_within": report.confirm_within,
+        "warnings": report.warnings,
     }
 
 
@@ -79,6 +81,17 @@ def shown(changes: Sequence[Change]) -> Dict[str, Any]:
     """Changes as a module returns them, and what ``--diff`` shows; a directory comes with the file in it."""
     visible = [change for change in changes if change.kind != "directory"]
     return {"plan": [describe(change) for change in visible], "diff": [_diff(change) for change in visible]}
+
+
+def complaint(result: Mapping[str, Any]) -> str:
+    """What a failed verification says: what is wrong, and what happens if nobody does anything."""
+    text = f"The host is not as wanted: {'; '.join(result['differences'])}."
+    if result["confirm_within"] is None:
+        return text
+    return (
+        f"{text} It reboots into its old boot entry by itself in {result['confirm_within']} s, unless it is corrected "
+        f"and committed before."
+    )
 
 
 def _run(phases: Runner, state: str, phase: str, params: Mapping[str, Any], check_mode: bool) -> Report:

@@ -80,6 +80,12 @@ class Journal:
                 first.setdefault(key_of(record), record)
         return first
 
+    def made(self, key: Key) -> bool:
+        """Whether the change of this thing that was announced last was made as well."""
+        done = {record["of"] for record in self.records if record["kind"] == "outcome"}
+        announced = [record for record in self.records if record["kind"] == "intent" and key_of(record) == key]
+        return bool(announced) and announced[-1]["seq"] in done
+
     def undone(self) -> List[Key]:
         """What is back in its prior state, by a way back that is under way."""
         return [tuple(record["key"]) for record in self.records if record["kind"] == "undone"]

@@ -51,14 +51,29 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     write_attribute,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.surroundings import FreeBytes, free_bytes
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.trial import Trial, failure, last_words
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.tuned import Tuned
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import Wanted, nothing, resolve
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import (
+    Wanted,
+    confirm_timeout_of,
+    nothing,
+    resolve,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
 
 # In the order of work. The boot entry comes last of what is applied: it makes everything before it take effect.
-STEPS: Tuple[Type[Step], ...] = (Packages, ModuleIds, Services, Tuned, Hugepages, Binding, PcieAccess, Boot, HostFile)
-
-_BOOT_SECONDS = 900  # for the last services after a reboot
+STEPS: Tuple[Type[Step], ...] = (
+    Packages,
+    ModuleIds,
+    Services,
+    Tuned,
+    Hugepages,
+    Binding,
+    PcieAccess,
+    Trial,
+    Boot,
+    HostFile,
+)
 
 
 @dataclass
@@ -72,6 +87,8 @@ class Report:
     reboot_required: bool = False
     differences: List[str] = field(default_factory=list)
     kept: List[str] = field(default_factory=list)
+    warnings: List[str] = field(default_factory=list)
+    confirm_within: Optional[int] = None  # seconds until an unconfirmed trial boot ends by itself
 
 
 @dataclass
@@ -128,20 +145,31 @@ class Runner:
             raise TopovirtError(f"Packages are missing:{guard.as_list(still)}", "Install them, then run again.")
         Packages(context).close()
         shown = self._as_recorded(context, due)
+        failed = Boot(context).failed_trial()
         self._make(context, due)
         if due and context.journal.state == "recorded":
             context.journal.set_state("applied")
         report = self._report(context, shown, bool(due))
         report.reboot_required = Boot(context).reboot_required()
+        if failed:
+            report.warnings.append(f"{failure(failed, last_words(self.run))} The entry is armed for another try.")
         return report
 
     def verify(self, given: Mapping[str, Any]) -> Report:
         """Compare the effective state with the wanted one, as far as it does not wait for ``commit``."""
         # Until the boot is complete a service that is still starting would look like one that failed. The answer does
-        # not matter: a host with some other failed unit is "degraded".
-        output(self.run, "timeout", str(_BOOT_SECONDS), "systemctl", "is-system-running", "--wait")
+        # not matter: a host with some other failed unit is "degraded". A trial boot must be left time for the rest.
+        patience = confirm_timeout_of(given) // 2
+        output(self.run, "timeout", str(patience), "systemctl", "is-system-running", "--wait")
         context = self._context(given)
+        failed = Boot(context).failed_trial()
+        if failed:
+            raise TopovirtError(
+                failure(failed, last_words(self.run)),
+                "Correct what kept it from coming up, then run again: that arms another try.",
+            )
         report = self._report(context, [], False)
+        report.confirm_within = Trial(context).seconds_left()
         report.differences = self._differences(context, self._planned(context))
         if not context.journal.exists:
             report.differences.insert(0, "the host is not converted: there is no journal")
@@ -155,6 +183,7 @@ class Runner:
         if check:
             return self._report(context, changes, bool(changes))
         self._demand(self._differences(context, planned), "so nothing is made permanent")
+        Trial(context).confirm()
         self._make(context, changes)
         self._demand(self._differences(context, []), "after its last changes")
         context.journal.set_state("committed")

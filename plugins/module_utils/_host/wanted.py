@@ -37,6 +37,10 @@ _ACS_ALLOWED = 0x5F
 _ACS_DEFAULT = 0x5D
 _READ_REQUEST_DEFAULT = 4096
 
+CONFIRM_TIMEOUT = 900
+# A server that has just answered needs some time until it was verified.
+_CONFIRM_TIMEOUT_MIN = 60
+
 
 @dataclass(frozen=True)
 class PcieAcs:
@@ -63,6 +67,7 @@ class Wanted:
     tuned: bool
     erase_ok: List[str]  # serial numbers of NVMe devices whose content may be lost
     pcie_acs: Optional[PcieAcs]  # None: nothing is set
+    confirm_timeout: int  # seconds from a trial boot to the reboot of a host that nobody confirmed
 
     @property
     def housekeeping_cpus(self) -> List[int]:
@@ -72,7 +77,7 @@ class Wanted:
 
 def nothing() -> Wanted:
     """Of a host of which nothing is wanted."""
-    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], None)
+    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], None, CONFIRM_TIMEOUT)
 
 
 def resolve(
@@ -106,6 +111,12 @@ def resolve(
     devices = devices_of(given, topology, [*roles, *fabric], errors)
     page_size, pages, pages_given = _pages(given.get("hugepages") or {}, topology, committed, big_pages, errors)
     pcie_acs = pcie_acs_of(given.get("pcie_acs") or {}, errors)
+    confirm_timeout = confirm_timeout_of(given)
+    if confirm_timeout < _CONFIRM_TIMEOUT_MIN:
+        errors.append(
+            f"confirm_timeout is {confirm_timeout}: a trial boot needs at least {_CONFIRM_TIMEOUT_MIN} seconds to be "
+            f"verified"
+        )
     if errors:
         raise TopovirtError(f"The wanted state is wrong: {'; '.join(errors)}.", "Correct the kvm_host_* variables.")
     arguments = list(_IOMMU_ARGUMENTS.get(topology["iommu"]["kind"] or "", ()))
@@ -127,7 +138,14 @@ def resolve(
         tuned=given.get("tuned") is not False,
         erase_ok=[str(serial) for serial in given.get("erase_ok") or []],
         pcie_acs=pcie_acs,
+        confirm_timeout=confirm_timeout,
     )
+
+
+def confirm_timeout_of(given: Mapping[str, Any]) -> int:
+    """Seconds that a trial boot may stay unconfirmed."""
+    value = given.get("confirm_timeout")
+    return CONFIRM_TIMEOUT if value is None else int(value)
 
 
 def pcie_acs_of(given: Mapping[str, Any], errors: List[str]) -> Optional[PcieAcs]:

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.twin.images import shapes
 from tests.twin.images.bake import ensure_images
 from tests.twin.images.process import BakeError
 
@@ -28,14 +29,15 @@ def main() -> int:
     """Bake and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.twin.images", description=__doc__)
     parser.add_argument("cache", nargs="?", type=Path, default=default_cache(), help="default: %(default)s")
-    cache = parser.parse_args().cache
+    parser.add_argument("--os", choices=shapes.NAMES, default=shapes.DEBIAN, help="what lies on the server's disk")
+    given = parser.parse_args()
     start = time.monotonic()
 
     def log(message: str) -> None:
         print(f"[{time.monotonic() - start:6.1f} s] {message}", flush=True)
 
     try:
-        images = ensure_images(cache, log)
+        images = ensure_images(given.cache, log, given.os)
     except BakeError as error:
         print(error, file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -12,13 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.twin.images import guest, host, libvirt_tree, process, qemu_tree, store
+from tests.twin.images import guest, host, libvirt_tree, modular_libvirt, process, qemu_tree, rhel, shapes, store
 from tests.twin.images import mirror as debian
 from tests.twin.standins import build as standins
 
 TWIN = Path(__file__).parents[1]
 #: Files of ours, relative to tests/twin, that go into every image.
 COMMON = ("images/mirror.py",)
+#: Those that go into the disk of every server.
+SERVER = (
+    *("images/server", "images/server.py", "images/disk.py", "images/modules.py"),
+    *("standins/nvidia-smi", "standins/fmpm"),
+)
+RHEL = (
+    *("images/rhel", "images/rhel.py", "images/rhel_boot.py", "images/rhel_packages.py", "images/rpm_spec.py"),
+    *("images/host/files/etc/default/grub", "images/shapes.py", "standins/grubby"),
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,9 @@ class Baker:
             "qemu",
             ["images/qemu_tree.py"],
             [],
-            lambda mirror: store.digest(f"{k}={v}" for k, v in sorted(mirror.backports(qemu_tree.PACKAGES).items())),
+            lambda mirror: store.digest(
+                f"{k}={v}" for k, v in sorted(mirror.versions(debian.BACKPORTS, qemu_tree.PACKAGES).items())
+            ),
             qemu_tree.build,
         )
 
@@ -134,6 +146,30 @@ class Baker:
     def libvirt(self) -> Path:
         """The folder of the tree with libvirt."""
         return self.ensure("libvirt", ["images/libvirt_tree.py"], [], debian.Mirror.state, libvirt_tree.build)
+
+    def debian(self, drivers: Path, qemu_img: Sequence[str]) -> Path:
+        """The folder of the server's disk with Debian on it."""
+        return self.ensure(
+            "host",
+            ["images/host", "images/host.py", "images/repository.py", *SERVER],
+            [drivers.name],
+            debian.Mirror.state,
+            lambda work, mirror: host.build(work, mirror, drivers, qemu_img, self.log),
+        )
+
+    def rhel(self, shape: str, drivers: Path, qemu_img: Sequence[str]) -> Path:
+        """The folder of the server's disk in the shape of a release of RHEL."""
+        release = shapes.RHEL[shape]
+        libvirt = self.ensure(
+            "modular-libvirt", ["images/modular_libvirt.py"], [], debian.Mirror.state, modular_libvirt.build
+        )
+        return self.ensure(
+            shape,
+            [*RHEL, *SERVER],
+            [drivers.name, libvirt.name],
+            lambda mirror: rhel.state(mirror, release),
+            lambda work, mirror: rhel.build(work, mirror, release, drivers, libvirt, qemu_img, self.log),
+        )
 
 
 def _packages(*folders: Path) -> dict[str, Any]:
@@ -177,10 +213,11 @@ def ensure_guest_images(cache: Path, log: Callable[[str], None]) -> GuestImages:
     )
 
 
-def ensure_images(cache: Path, log: Callable[[str], None]) -> Images:
+def ensure_images(cache: Path, log: Callable[[str], None], shape: str = shapes.DEBIAN) -> Images:
     """Bake what is missing and say where everything lies. Safe to call from several processes at once.
 
     :param cache: folder that outlives checkouts.
+    :param shape: the distribution on the server's disk, one of ``shapes.NAMES``; no other one is baked.
     :param log: told what runs now and how long it took.
     :raises BakeError: names what is missing, or which step failed with its last output.
     """
@@ -197,21 +234,9 @@ def ensure_images(cache: Path, log: Callable[[str], None]) -> Images:
             standins.build,
         )
         small = baker.guest()
-        server = baker.ensure(
-            "host",
-            [
-                "images/host",
-                "images/host.py",
-                "images/disk.py",
-                "images/modules.py",
-                "images/repository.py",
-                "standins/nvidia-smi",
-                "standins/fmpm",
-            ],
-            [drivers.name],
-            debian.Mirror.state,
-            lambda work, mirror: host.build(work, mirror, drivers, qemu_tree.tool(firmware, "qemu-img"), log),
-        )
+        qemu_img = qemu_tree.tool(firmware, "qemu-img")
+        make = baker.debian if shape == shapes.DEBIAN else functools.partial(baker.rhel, shape)
+        server = make(drivers, qemu_img)
     return Images(
         qemu_root=root,
         host_disk=server / "disk.qcow2",

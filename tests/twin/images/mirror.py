@@ -98,9 +98,9 @@ class Mirror:
         """Digest of the stable suite; changes with its point releases only."""
         return hashlib.sha256(self.fetch(f"dists/{SUITE}/InRelease")).hexdigest()[:12]
 
-    def backports(self, names: Iterable[str]) -> dict[str, str]:
-        """Versions of packages in backports."""
-        index = lzma.decompress(self.fetch(f"dists/{BACKPORTS}/main/binary-amd64/Packages.xz")).decode()
+    def versions(self, suite: str, names: Iterable[str]) -> dict[str, str]:
+        """Versions of packages in a suite."""
+        index = lzma.decompress(self.fetch(f"dists/{suite}/main/binary-amd64/Packages.xz")).decode()
         return parse_versions(index, names)
 
     def bootstrap(

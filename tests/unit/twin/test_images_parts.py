@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.twin.images import bake, disk, mirror, modules, process, qemu_tree, repository
+from tests.twin.images import bake, disk, mirror, modules, process, qemu_tree, repository, rhel_packages
 
 TWIN = Path(bake.__file__).parents[1]
 
@@ -245,6 +245,11 @@ def test_every_version_says_stand_in(tmp_path: Path) -> None:
     assert 'MODULE_VERSION("stand-in")' in (TWIN / "standins/driver/standin.c").read_text()
 
 
+def names(file: str) -> set[str]:
+    return set((TWIN / "images" / file).read_text().split())
+
+
 def test_repository_and_image_share_no_package_name() -> None:
-    host = TWIN / "images/host"
-    assert not set((host / "packages.txt").read_text().split()) & set((host / "repository.txt").read_text().split())
+    shared = names("server/packages.txt")
+    assert not (shared | names("host/packages.txt")) & names("host/repository.txt")
+    assert not (shared | names("rhel/packages.txt")) & {*rhel_packages.SOURCES, *rhel_packages.PARTS}

@@ -201,15 +201,23 @@ def test_without_a_server_everything_says_so(tmp_path: Path) -> None:
         server.run("true")
 
 
-def test_inventory(run: Run) -> None:
+@pytest.mark.parametrize(("shape", "python"), [("debian", "/usr/bin/python3"), ("rhel9", "/usr/bin/python3.9")])
+def test_inventory(run: Run, shape: str, python: str) -> None:
     run.start()
     state = run.state()
     ssh = {"host": "127.0.0.1", "port": 40022, "user": "root", "key": "/cache/key"}
-    supervisor.write_json(run.directory / supervisor.STATE, {**state, "machine": "hgx-h200", "ssh": ssh})
+    supervisor.write_json(run.directory / supervisor.STATE, {**state, "machine": "hgx-h200", "os": shape, "ssh": ssh})
     server = Server(directory=run.directory, cache=run.cache)
     host = yaml.safe_load(server.inventory_text("ops"))["all"]["children"]["gpu_hosts"]["hosts"]["hgx-h200"]
     assert (host["ansible_host"], host["ansible_port"], host["ansible_user"]) == ("127.0.0.1", 40022, "ops")
+    assert host["ansible_python_interpreter"] == python
     assert "UserKnownHostsFile=/dev/null" in host["ansible_ssh_common_args"]
+
+
+def test_each_distribution_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    names = [Server("pcie-l40s", variant, cache=tmp_path, os=shape).directory.name
+             for variant in (None, "no-iommu") for shape in ("debian", "rhel9")]  # fmt: skip
+    assert names == ["pcie-l40s", "pcie-l40s-rhel9", "pcie-l40s-no-iommu", "pcie-l40s-no-iommu-rhel9"]
 
 
 def test_usual_time_is_the_median_of_the_last_boots(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ class Dracut(Initramfs):
     program = "dracut"
     paths = ("usr/bin/dracut", "usr/sbin/dracut")
     pattern = "initramfs-{kernel}.img"
+    # dracut.cmdline(7). It gives up on a root file system after three minutes (rd.retry) by itself.
+    trial_arguments = ("rd.shell=0", "rd.emergency=reboot")
 
     def _additions(self, identity: str, devices: Sequence[str]) -> Dict[str, str]:
         return {

@@ -24,6 +24,9 @@ class Initramfs(ABC):
     paths: ClassVar[Sequence[str]]  # where it may lie, relative to the root
     pattern: ClassVar[str]  # how the family names images, ``{kernel}`` aside
 
+    # Kernel arguments with which a trial boot whose root file system is not found reboots rather than opens a shell.
+    trial_arguments: ClassVar[Sequence[str]] = ()
+
     def __init__(self, root: Path, run: Run) -> None:
         self._root = root
         self._run = run

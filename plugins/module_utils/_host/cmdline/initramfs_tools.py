@@ -34,7 +34,10 @@ HEAD = f"""\
 
 
 class InitramfsTools(Initramfs):
-    """A copy of the host's configuration gets our hook and script."""
+    """A copy of the host's configuration gets our hook and script.
+
+    It needs no arguments of a trial's own: it goes by the kernel's ``panic=`` (initramfs-tools(7), "panic").
+    """
 
     program = "mkinitramfs"
     paths = ("usr/sbin/mkinitramfs",)

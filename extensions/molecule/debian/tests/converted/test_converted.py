@@ -19,10 +19,22 @@ def test_the_host_has_the_shape_that_the_scenario_is_about(server: Any, shape: A
     assert f"{version['major']}.{version['minor']}" == shape.python
 
 
-def test_passthrough_devices_are_on_vfio_pci(server: Any) -> None:
-    for ids, count in ((looks.GPU, 8), (looks.NIC, 8), (looks.NVSWITCH, 4)):
-        found = looks.drivers(server, ids)
-        assert list(found.values()) == ["vfio-pci"] * count
+def test_passthrough_devices_are_on_vfio_pci(server: Any, shape: Any) -> None:
+    for ids, count in shape.passthrough.items():
+        assert list(looks.drivers(server, ids).values()) == ["vfio-pci"] * count
+
+
+def test_peers_reach_each_other_through_their_ports(server: Any, shape: Any) -> None:
+    """Where the scenario asks for it: direct translation is on where the port can, and what groups rest on stays."""
+    ports = server.check_output("lspci -vv -d ::0604 2>/dev/null | grep -A1 'ACSCap:' || true").split("ACSCap:")[1:]
+    told = [port.partition("ACSCtl:")[::2] for port in ports]
+    if shape.family != "Debian":
+        return
+    assert told
+    for able, control in told:
+        if "DirectTrans+" in able:
+            assert "ReqRedir+" in control and "CmpltRedir+" in control and "UpstreamFwd+" in control
+    assert sum("DirectTrans+" in control for _able, control in told) > 0
 
 
 def test_the_entry_of_the_conversion_is_what_runs(server: Any) -> None:

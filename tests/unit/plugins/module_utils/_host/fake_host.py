@@ -120,6 +120,9 @@ class FakeHost(Machine):
         self.most_pages = 1 << 30
         self.programs: dict[str, Callable[[list[str]], tuple[int, str, str]]] = {}
         self.lock_devices: set[str] = set()
+        self.guard_active = False  # topovirt-trial.service
+        self.guard_stops = True
+        self.previous_journal = ""
         self._make()
 
     # --- the machine ---
@@ -128,6 +131,7 @@ class FakeHost(Machine):
         self.system(flags="fpu vmx lm pdpe1gb")
         self.write("proc/cmdline", f"BOOT_IMAGE=/boot/vmlinuz-{KERNEL} {ARGUMENTS}\n")
         self.write("proc/sys/kernel/arch", "x86_64\n")
+        self.write("proc/uptime", "80.25 300.00\n")
         self.write("proc/self/mountinfo", "20 1 254:1 / / rw - ext4 /dev/vda1 rw\n")
         self.write("sys/devices/system/cpu/online", "0-7\n")
         for core in range(4):
@@ -356,6 +360,7 @@ class FakeHost(Machine):
         self.pages(0, 0)
         if self._runs("topovirt-hugepages.service", arguments):
             self._start_pages()
+        self.guard_active = self._runs("topovirt-trial.service", arguments)
         for name, unit in self.units.items():
             unit["active"] = unit["enabled"] == "enabled" and self._condition(f"{name}.d/topovirt.conf", arguments)
         self._start_tuned(arguments)
@@ -368,8 +373,8 @@ class FakeHost(Machine):
         file = self.root / "etc/systemd/system" / path
         if not file.exists():
             return True
-        wanted = re.search(r"^ConditionKernelCommandLine=(\S+)$", file.read_text(), re.M)
-        return wanted is None or wanted.group(1) in arguments.split()
+        wanted = re.findall(r"^ConditionKernelCommandLine=(\S+)$", file.read_text(), re.M)
+        return all(word in arguments.split() for word in wanted)
 
     def _start_pages(self) -> bool:
         unit = (self.root / "etc/systemd/system/topovirt-hugepages.service").read_text()
@@ -425,14 +430,18 @@ class FakeHost(Machine):
         if program == "tuned-adm":
             active = self.tuned_active
             return (0, f"Current active profile: {active}\n", "") if active else (1, "No current active profile.\n", "")
+        if program == "journalctl":
+            return (0, self.previous_journal, "") if self.previous_journal else (1, "", "no such boot")
         if program == "wipefs":
             return 0, self.signatures.get(rest[-1], ""), ""
         raise FileNotFoundError(program)
 
     def _systemctl(self, rest: list[str]) -> tuple[int, str, str]:
         verb, unit = rest[0], self.units.get(rest[-1])
-        if verb == "daemon-reload":
+        if verb in ("daemon-reload", "is-system-running"):
             return 0, "", ""
+        if rest[-1] == "topovirt-trial.service":
+            return self._guard(verb)
         if rest[-1] == "topovirt-hugepages.service":
             return (0 if self._start_pages() else 1), "", ""
         if verb == "is-enabled":
@@ -447,6 +456,19 @@ class FakeHost(Machine):
         if rest == ["restart", "tuned.service"]:
             self._start_tuned((self.root / "proc/cmdline").read_text())
         return 0, "", ""
+
+    def _guard(self, verb: str) -> tuple[int, str, str]:
+        if verb == "show":
+            active = "active" if self.guard_active else "inactive"
+            return 0, f"ActiveState={active}\nActiveEnterTimestampMonotonic=20500000\n", ""
+        if verb == "stop" and self.guard_stops:
+            self.guard_active = False
+        return (0, "", "") if verb == "try-restart" or not self.guard_active else (1, "", "Job canceled.")
+
+    def nobody_comes(self) -> None:
+        """Time passes; the guard of a trial boot does what it is there for."""
+        if self.guard_active:
+            self.reboot()
 
     def install(self, *names: str) -> None:
         """What a package manager and maintainer scripts do: files, a user, units, caches, an entry in a shared file."""

@@ -18,3 +18,9 @@ def test_equal_values_read_alike_whatever_the_order_of_their_keys() -> None:
 def test_a_changed_value_shows() -> None:
     shown = face._diff(Change("binding", "device", "0000:23:00.0", "nvidia", "vfio-pci", "apply"))
     assert (shown["before"], shown["after"]) == ("nvidia\n", "vfio-pci\n")
+
+
+def test_a_failed_verification_says_how_much_time_is_left() -> None:
+    result = {"differences": ["no pages", "no driver"], "confirm_within": None}
+    assert face.complaint(result) == "The host is not as wanted: no pages; no driver."
+    assert " by itself in 712 s, unless " in face.complaint({**result, "confirm_within": 712})

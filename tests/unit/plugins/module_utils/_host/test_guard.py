@@ -409,10 +409,12 @@ def test_wishes_that_make_no_sense(host: FakeHost, wanted: dict[str, Any], part:
         (lambda h: h.write("boot/grub/grubenv", "short"), "is no environment block"),
         (lambda h: h.write("boot/grub/grub.cfg", "menuentry 'x' {\n}\n"), "does not source custom.cfg"),
         (lambda h: h.mount("9:1", "/boot", "ext4", "/dev/md1"), "/boot/grub lies on ext4 on /dev/md1"),
+        (lambda h: h.mount("253:0", "/boot", "ext4", "/dev/mapper/vg-boot"), "/boot/grub lies on ext4 on /dev/mapper/"),
         (lambda h: h.mount("0:30", "/boot", "btrfs", "/dev/sda1"), "/boot/grub lies on btrfs"),
+        (lambda h: h.mount("0:31", "/boot", "zfs", "bpool/BOOT"), "/boot/grub lies on zfs"),
         (lambda h: (h.root / "usr/sbin/mkinitramfs").unlink(), "the host has neither mkinitramfs nor dracut"),
     ],
-    ids=["no-grubenv", "bad-grubenv", "no-custom", "md", "btrfs", "no-mkinitramfs"],
+    ids=["no-grubenv", "bad-grubenv", "no-custom", "md", "lvm", "btrfs", "zfs", "no-mkinitramfs"],
 )
 def test_a_boot_loader_that_cannot_try_an_entry_once(host: FakeHost, make: Any, part: str) -> None:
     make(host)

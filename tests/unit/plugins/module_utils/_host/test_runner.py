@@ -242,6 +242,7 @@ def test_the_id_is_the_same_at_each_try_and_differs_between_hosts(host: FakeHost
 def test_nvswitches_go_back_to_the_host_without_a_reboot(host: FakeHost) -> None:
     before = host.snapshot()
     host.convert()
+    host.reboot()  # without the words of the trial
     cmdline = (host.root / "proc/cmdline").read_text()
     host.log.clear()
     shared = {**host.wanted, "fabric_model": "shared_nvswitch"}
@@ -285,6 +286,32 @@ def test_new_arguments_are_tried_before_they_replace_the_committed_ones(host: Fa
     assert host.entries_of_ours() == 1
     host.go_back()
     assert host.snapshot() == before
+
+
+def test_the_pool_of_huge_pages_is_resized_without_a_reboot(host: FakeHost) -> None:
+    before = host.snapshot()
+    host.convert()
+    smaller = {**host.wanted, "hugepages": {"per_node": {"0": 4, "1": 3}}}
+    report = host.runner().apply(smaller, check=False)
+    assert report.changed and not report.reboot_required
+    assert host.page_counts() == [4, 3]
+    assert not host.runner().verify(smaller).differences
+    host.runner().commit(smaller, check=False)
+    assert not host.convert(smaller)
+    host.reboot()
+    assert host.page_counts() == [4, 3]
+    assert "hugepages=0:4,1:3" in (host.root / "proc/cmdline").read_text()
+    assert not host.convert(smaller)
+    host.go_back()
+    assert host.snapshot() == before
+
+
+def test_a_pool_that_the_kernel_cannot_resize_is_said(host: FakeHost) -> None:
+    host.convert()
+    host.fewer_pages = 1
+    larger = {**host.wanted, "hugepages": {"per_node": {"0": 5, "1": 4}}}
+    with pytest.raises(TopovirtError, match="did not give the wanted huge pages"):
+        host.runner().apply(larger, check=False)
 
 
 # --- verification -------------------------------------------------------------------------------------------------
