@@ -25,8 +25,9 @@ options:
     type: dict
   at_once:
     description:
-      - Whether the running kernel is asked for the pages, too. It gives what it has in one piece. If that is less than
-        wanted the module fails, and says how much it was. With V(false) they come with the next boot.
+      - Whether the running kernel is asked for the pages, too, and F(/dev/hugepages1G) is mounted. The kernel gives
+        what it has in one piece. If that is less than wanted the module fails, and says how much it was. With V(false)
+        they come with the next boot.
     type: bool
     default: true
 notes:
@@ -51,7 +52,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 pages:
-  description: What the kernel had before, by size in KiB and by node.
+  description: What the kernel has, by size in KiB and by node; read back where it was set.
+  returned: when O(state=present)
+  type: dict
+  sample: {'1048576': {'0': 200, '1': 200}}
+pages_before:
+  description: What it had before.
   returned: when O(state=present)
   type: dict
   sample: {'1048576': {'0': 0, '1': 0}}

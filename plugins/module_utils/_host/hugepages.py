@@ -18,6 +18,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.early_unit impo
     plan_early_script,
     plan_unit,
 )
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.services import unit_state
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     AS_BEFORE,
     AS_WRITTEN,
@@ -85,7 +86,7 @@ _TRIES = 3
 Pools = Mapping[int, Mapping[int, int]]
 
 
-_COUNT = "pages"
+_COUNT, _START = "pages", "start"
 
 
 class Hugepages(Step):
@@ -124,12 +125,17 @@ class Hugepages(Step):
         changes = plan_early_script(self, UNIT, _DESCRIPTION, script, f"{_HEAD}{''.join(pools)}{_TAIL}")
         if _GIB_KIB << 10 in dict(self._pools) and not self._foreign_mount():
             changes += plan_unit(self, _MOUNT, _MOUNT_TEXT.format(condition=self.context.condition))
+            if self.context.alone and self.context.acts_now and not unit_state(self.context.run, _MOUNT)["active"]:
+                changes.append(Change(self.name, _START, _MOUNT, "inactive", "active"))
         if self.context.alone:
             changes += self._plan_counts()
         return changes
 
     def results(self, changes: Sequence[Change]) -> Dict[str, Any]:
-        return {"pages": self.read()}
+        before = self.read()
+        wanted = {str(size >> 10): {str(node): count for node, count in pages.items()} for size, pages in self._pools}
+        now = {kib: {**pages, **(wanted[kib] if self.context.acts_now else {})} for kib, pages in before.items()}
+        return {"pages_before": before, "pages": now}
 
     def reboot_required(self) -> bool:
         return self._given and bool(self.differences())
@@ -143,9 +149,11 @@ class Hugepages(Step):
         ]
 
     def prior(self, change: Change) -> Any:
-        return change.before if change.kind == _COUNT else super().prior(change)
+        return change.before if change.kind in (_COUNT, _START) else super().prior(change)
 
     def find(self, thing: Thing) -> str:
+        if thing.kind == _START:
+            return AS_WRITTEN if unit_state(self.context.run, thing.what)["active"] else AS_BEFORE
         if thing.kind != _COUNT:
             return super().find(thing)
         path = self._path(thing.what)
@@ -155,7 +163,11 @@ class Hugepages(Step):
         return AS_BEFORE if count == thing.prior else AS_WRITTEN if count in thing.afters else CHANGED
 
     def apply(self, changes: Sequence[Change]) -> None:
-        super().apply([change for change in changes if change.kind != _COUNT])
+        super().apply([change for change in changes if change.kind not in (_COUNT, _START)])
+        for change in changes:
+            if change.kind == _START:
+                self._systemctl("daemon-reload")
+                self._systemctl("start", change.what)
         for change in changes:
             if change.kind == _COUNT and self.context.acts_now:
                 self._set(change.what, change.after)
@@ -168,10 +180,18 @@ class Hugepages(Step):
                 )
 
     def undo(self, touched: Sequence[Touched]) -> None:
-        super().undo([thing for thing in touched if thing.kind != _COUNT])
+        for thing in touched:
+            if thing.kind == _START:
+                self._systemctl("stop", thing.what)
+        super().undo([thing for thing in touched if thing.kind not in (_COUNT, _START)])
         for thing in touched:
             if thing.kind == _COUNT:
                 self._set(thing.what, thing.prior)
+
+    def _systemctl(self, *words: str) -> None:
+        status, _out, errors = self.context.run(["systemctl", *words])
+        if status != 0:
+            raise TopovirtError(f"systemctl {' '.join(words)} failed: {errors.strip()}.", "The system log says why.")
 
     def _nodes(self) -> List[Node]:
         return self.context.topology["numa_nodes"]

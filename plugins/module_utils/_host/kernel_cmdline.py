@@ -35,8 +35,9 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
 )
 
 _GENERATED, _WORDS = "generated", "arguments"
-# Topics of notes: digest of the generated file as it was made last; files that were there before the first run.
-_NOTE, _PATHS = "generated", "paths"
+# Topics of notes: digest of the generated file as it was made last; files that were there before the first run; the
+# kind of boot configuration, which an operator may have chosen.
+_NOTE, _PATHS, _BACKEND = "generated", "paths", "backend"
 # Files that grubby may write without being asked: it makes the first on its own account.
 _GRUBBYS = (INHERITED, GRUB_DEFAULTS, "boot/grub2/grubenv")
 
@@ -50,10 +51,17 @@ class KernelCmdline(Step):
         """:raises TopovirtError: for a host that boots in another way."""
         super().__init__(context)
         self._edit = edit
-        self._editor: Editor = editor_of(context.root, context.run, backend)
+        self._asked = backend
+        self._editor: Editor = editor_of(context.root, context.run, context.journal.note(_BACKEND) or backend)
 
     def obstacles(self) -> List[str]:
-        return self._editor.obstacles(self._edit)
+        reasons = self._editor.obstacles(self._edit)
+        if self._asked not in ("auto", self._editor.name):
+            reasons.append(
+                f"backend {self._asked}: an earlier run changed this host by {self._editor.name}; restore it first "
+                f"(topovirt.kvm.{self.name} with state: restored)"
+            )
+        return reasons
 
     def read(self) -> Dict[str, Any]:
         return {entry: list(words) for entry, words in self._editor.entries().items()}
@@ -143,6 +151,7 @@ class KernelCmdline(Step):
 
     def apply(self, changes: Sequence[Change]) -> None:
         if self.context.journal.note(_PATHS) is None:
+            self.context.journal.add_note(_BACKEND, self._editor.name)
             self.context.journal.add_note(_PATHS, self._editor.paths())
         before = self._editor.entries()
         files = {change.what: change for change in changes if change.kind == "file"}

@@ -438,6 +438,8 @@ class FakeHost(Machine):
 
     def _systemctl(self, rest: list[str]) -> tuple[int, str, str]:
         verb, unit = rest[0], self.units.get(rest[-1])
+        if verb == "start" and unit is None and (self.root / "etc/systemd/system" / rest[-1]).is_file():
+            unit = self.units[rest[-1]] = {"enabled": "enabled", "active": False}
         if verb in ("daemon-reload", "is-system-running"):
             return 0, "", ""
         if rest[-1] == "topovirt-trial.service":

@@ -454,6 +454,20 @@ def test_an_image_of_bootc_is_told_what_belongs_into_it(tmp_path: Path) -> None:
     assert "take quiet console=tty1 out of" in str(refusal.value)
 
 
+def test_a_backend_that_was_chosen_is_remembered(tmp_path: Path) -> None:
+    host = Rhel(tmp_path, grubby=False)
+    host.write("boot/EFI/systemd/systemd-bootx64.efi", "MZ")
+    before = host.snapshot()
+    done = host.face("kernel_cmdline", **WISH, backend="systemd_boot").present(check=False)
+    assert done.results["backend"] == "systemd_boot"
+    assert (host.root / "etc/default/grub").read_text() == DEFAULTS
+    with pytest.raises(TopovirtError, match="backend bls: an earlier run changed this host by systemd_boot"):
+        host.face("kernel_cmdline", **WISH, backend="bls").present(check=False)
+    assert not host.face("kernel_cmdline", **WISH).present(check=False).changed
+    host.face("kernel_cmdline").restored(check=False)
+    assert host.snapshot() == before
+
+
 # --- the rest -----------------------------------------------------------------------------------------------------
 
 

@@ -41,7 +41,8 @@ def test_check_mode_says_what_the_real_run_does_and_changes_nothing(host: FakeHo
     assert [describe(change) for change in done.plan] == [describe(change) for change in predicted.plan]
     touched = {path for path, value in whole(host).items() if before.get(path) != value}
     ours = {path for path in touched if not path.startswith("var/lib/topovirt")} - {"pages"}
-    assert ours == {change.what for change in predicted.plan if change.kind != "pages" and "var/lib" not in change.what}
+    on_disk = {change.what for change in predicted.plan if change.kind not in ("pages", "start")}
+    assert ours == {what for what in on_disk if "var/lib" not in what}
     assert host.page_counts() == [3, 2]
 
 
@@ -199,6 +200,15 @@ def test_only_with_the_next_boot_on_request(host: FakeHost) -> None:
     assert whole(host) == before
 
 
+def test_large_pages_are_mounted_at_once(host: FakeHost) -> None:
+    host.face("hugepages", **PAGES).present(check=False)
+    assert host.units["dev-hugepages1G.mount"]["active"]
+    host.reboot()
+    assert not host.face("hugepages", **PAGES).present(check=False).changed
+    host.face("hugepages").restored(check=False)
+    assert not host.units["dev-hugepages1G.mount"]["active"]
+
+
 def test_fewer_pages_than_wanted_are_given_back(host: FakeHost) -> None:
     before, host.most_pages = whole(host), 2
     with pytest.raises(TopovirtError, match=r"gave 2 of 3 huge pages .* Everything is as it was before"):
@@ -215,7 +225,10 @@ def test_both_sizes_at_the_same_time(host: FakeHost) -> None:
     done = host.face("hugepages", pages=pages).present(check=False)
     assert (host.root / COUNT.format(1, 2048)).read_text() == "512\n"
     assert host.page_counts() == [0, 2]
-    assert done.results == {"pages": {"1048576": {"0": 0, "1": 0}, "2048": {"0": 0, "1": 0}}}
+    assert done.results == {
+        "pages_before": {"1048576": {"0": 0, "1": 0}, "2048": {"0": 0, "1": 0}},
+        "pages": {"1048576": {"0": 0, "1": 2}, "2048": {"0": 0, "1": 512}},
+    }
     script = (host.root / SCRIPT).read_text()
     assert (
         script.index("1048576kB") < script.index("want 1 2\n") < script.index("2048kB") < script.index("want 1 512\n")
