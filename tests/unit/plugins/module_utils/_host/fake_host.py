@@ -350,7 +350,8 @@ class FakeHost(Machine):
             (device / "driver").unlink(missing_ok=True)
             (device / "driver_override").write_text("(null)\n")
         ours = re.search(r'^devices="(.*)"$', image, re.M)
-        asks = "/proc/cmdline" in image  # the script acts under a token only
+        # A script of a conversion acts under its token only.
+        asks = "/proc/cmdline" in image or "topovirt-" in initrd
         if ours and (not asks or (token and f"topovirt={token.group(1)}" in image)):
             self.modules.add("vfio-pci")
             for bdf in ours.group(1).split():

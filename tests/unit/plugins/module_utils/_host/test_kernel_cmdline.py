@@ -100,6 +100,7 @@ class Debian(FakeHost):
         self.kernels = [KERNEL, "6.1.0-old"]
         self.programs["update-grub"] = self.update_grub
         self.wrong = False
+        self.root_words = "root=UUID=aa ro"
         assert self.update_grub([])[0] == 0
 
     def update_grub(self, _options: list[str]) -> tuple[int, str, str]:
@@ -119,7 +120,9 @@ class Debian(FakeHost):
         for kernel in self.kernels:
             for kind, more in (("simple", usually), ("recovery", "single")):
                 text += f"menuentry '{kernel} {kind}' $menuentry_id_option '{kernel}-{kind}' {{\n"
-                text += f"\tlinux\t/boot/vmlinuz-{kernel} root=UUID=aa ro {always} {more}\n\tinitrd\t/boot/initrd\n}}\n"
+                text += (
+                    f"\tlinux\t/boot/vmlinuz-{kernel} {self.root_words} {always} {more}\n\tinitrd\t/i\n}}\n"
+                )
         text += "menuentry 'Memory test' --id memtest {\n\tlinux16\t/boot/memtest86+x64.bin quiet\n}\n"
         text += "menuentry 'Other system' --id 'osprober-gnulinux-1' {\n\tlinux\t/vmlinuz root=/dev/sdb1 quiet\n}\n"
         text += "menuentry 'Firmware' --id uefi-firmware {\n\tfwsetup\n}\n"
@@ -311,7 +314,7 @@ def test_a_later_wish_keeps_the_earlier_ones(debian: Debian) -> None:
 
 def test_names_in_the_drop_in_are_no_patterns(debian: Debian) -> None:
     debian.face("kernel_cmdline", absent=["vfio-pci.ids", "con*", "vfio_pciXids=[0-9]"]).present(check=False)
-    assert "vfio-pciXids=1" in menu(debian)[f"{KERNEL} simple"]
+    assert {"vfio-pciXids=1", "console=tty1"} <= set(menu(debian)[f"{KERNEL} simple"])
     debian.face("kernel_cmdline", absent=["vfio_pciXids"]).present(check=False)
     assert "vfio-pciXids=1" not in menu(debian)[f"{KERNEL} simple"]
 
@@ -345,6 +348,13 @@ def test_a_failing_update_grub_changes_nothing(debian: Debian) -> None:
         debian.face("kernel_cmdline", present=["a=1"]).present(check=False)
     journal = "var/lib/topovirt/faces/kernel_cmdline/journal/records.jsonl"
     assert {**debian.snapshot(), journal: None} == {**first, journal: None}
+
+
+def test_an_update_grub_that_loses_words_changes_nothing(debian: Debian) -> None:
+    before, debian.root_words = debian.snapshot(), "root=UUID=bb ro"
+    with pytest.raises(TopovirtError, match=f"boot entry {KERNEL}-simple: lacks root=UUID=aa and has root=UUID=bb"):
+        debian.face("kernel_cmdline", **WISH).present(check=False)
+    assert debian.snapshot() == before
 
 
 def test_a_word_that_another_program_writes_is_named(debian: Debian) -> None:

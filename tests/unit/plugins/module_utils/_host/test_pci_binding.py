@@ -264,6 +264,17 @@ def test_dracut_puts_every_file_where_it_acts(tmp_path: Path) -> None:
     assert "topovirt=" not in found["/usr/lib/topovirt/bind"]
 
 
+def test_vms_that_run_keep_their_devices(host: Host) -> None:
+    host.face("pci_binding", **SET).present(check=False)
+    host.write("run/libvirt/qemu/train-0.xml", "<domstatus/>")
+    assert not host.face("pci_binding", **SET).present(check=False).changed
+    with pytest.raises(TopovirtError, match="VM train-0 is running: stop it first"):
+        host.face("pci_binding", devices=[GPU0]).present(check=False)
+    with pytest.raises(TopovirtError, match="VM train-0 is running: stop it first"):
+        host.face("pci_binding").restored(check=False)
+    assert bound(host) == {GPU0, NIC0}
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 
