@@ -15,7 +15,16 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import DEVICES
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step, Touched
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
+    AS_BEFORE,
+    AS_WRITTEN,
+    CHANGED,
+    GONE,
+    Change,
+    Step,
+    Thing,
+    Touched,
+)
 
 VFIO = "vfio-pci"
 _PCI = Path("sys/bus/pci")
@@ -31,16 +40,20 @@ class Binding(Step):
         return {bdf: self._state(bdf) for bdf in sorted({*self.context.wanted.devices, *self._journaled()})}
 
     def plan(self) -> List[Change]:
+        text = "".join(f"{bdf}\n" for bdf in sorted(self.context.wanted.devices))
+        return [*self.plan_devices(), *self.plan_file(str(DEVICES), text, 0o600)]
+
+    def plan_devices(self) -> List[Change]:
+        """Changes of the drivers that hold devices."""
         context, journaled, changes = self.context, self._journaled(), []
         for bdf, state in self.read().items():
             if bdf in context.wanted.devices:
-                pending = bdf in journaled and not context.under_token  # recorded, the reboot is still to come
+                pending = bdf in journaled and not context.acts_now  # recorded, the reboot is still to come
                 if state is not None and state["driver"] != VFIO and not pending:
                     changes.append(self._change(bdf, state["driver"], VFIO))
             elif state is not None and state["driver"] == VFIO and journaled[bdf]["driver"] != VFIO:
                 changes.append(self._change(bdf, VFIO, journaled[bdf]["driver"]))
-        text = "".join(f"{bdf}\n" for bdf in sorted(context.wanted.devices))
-        return [*changes, *self.plan_file(str(DEVICES), text, 0o600)]
+        return changes
 
     def differences(self) -> List[str]:
         found = []
@@ -65,12 +78,20 @@ class Binding(Step):
                 )
         return found
 
+    def find(self, thing: Thing) -> str:
+        if thing.kind != "device":
+            return super().find(thing)
+        now = self._state(thing.what)
+        if now is None:
+            return GONE
+        return AS_BEFORE if now == thing.prior else AS_WRITTEN if now["driver"] in thing.afters else CHANGED
+
     def prior(self, change: Change) -> Any:
         return self._state(change.what) if change.kind == "device" else super().prior(change)
 
     def apply(self, changes: Sequence[Change]) -> None:
         super().apply([change for change in changes if change.kind != "device"])
-        if not self.context.under_token:
+        if not self.context.acts_now:
             return  # the boot does it
         devices = [change for change in changes if change.kind == "device"]
         back = {change.what: self._journaled()[change.what] for change in devices if change.after != VFIO}
@@ -163,7 +184,7 @@ class Binding(Step):
         }
 
     def _change(self, bdf: str, before: Optional[str], after: Optional[str]) -> Change:
-        return Change(self.name, "device", bdf, before, after, reboot=not self.context.under_token)
+        return Change(self.name, "device", bdf, before, after, reboot=not self.context.acts_now)
 
 
 def _link_name(path: Path) -> Optional[str]:

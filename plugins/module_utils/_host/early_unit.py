@@ -1,14 +1,16 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A script of ours that systemd runs early in boot, before guests start by themselves, and under our token only."""
+"""A script of ours that systemd runs early in boot, before guests start by themselves.
+
+That of a conversion acts under its token only.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import List
 
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step
 
 UNITS = "etc/systemd/system"
@@ -17,8 +19,7 @@ _TEXT = """\
 # Written by the Ansible collection topovirt.kvm; removed by its way back.
 [Unit]
 Description={description}
-ConditionKernelCommandLine={token}={id}
-DefaultDependencies=no
+{condition}DefaultDependencies=no
 After=local-fs.target
 Before=sysinit.target libvirtd.service virtqemud.service shutdown.target
 Conflicts=shutdown.target
@@ -38,7 +39,7 @@ def plan_early_script(step: Step, unit: str, description: str, script: Path, tex
 
     :param script: its path, relative to the root.
     """
-    unit_text = _TEXT.format(description=description, token=TOKEN, id=step.context.id, script=script)
+    unit_text = _TEXT.format(description=description, condition=step.context.condition, script=script)
     return [
         *step.plan_file(str(script), text, 0o600),
         *plan_unit(step, unit, unit_text),
@@ -48,6 +49,6 @@ def plan_early_script(step: Step, unit: str, description: str, script: Path, tex
 def plan_unit(step: Step, unit: str, text: str) -> List[Change]:
     """Changes that make a unit and the link that starts it early in boot."""
     return [
-        *step.plan_file(f"{UNITS}/{unit}", text, reboot=not step.context.under_token),
+        *step.plan_file(f"{UNITS}/{unit}", text, reboot=not step.context.acts_now),
         *step.plan_link(f"{UNITS}/sysinit.target.wants/{unit}", f"/{UNITS}/{unit}"),
     ]

@@ -1,7 +1,7 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Between the modules ``host_state`` and ``host_journal`` and the logic: parameters, commands, results."""
+"""Between the module ``host_state`` and the logic: parameters, commands, results."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import committed_state
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import Report, Runner, describe
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
@@ -36,9 +35,43 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
         raise TopovirtError(
             f"Phase {phase} does not belong to state {state}.", f"Use one of {', '.join(PHASES[state])}."
         )
+    demand_root()
+    root, run = Path(params["root"]), commands(run_command)
+    changes_nothing = check_mode or phase in _READING
+    with contextlib.nullcontext() if changes_nothing else host_lock(root, f"host_state ({phase})"):
+        report = _run(runner(root, run), state, phase, params, check_mode)
+    return as_result(report, phase)
+
+
+def as_result(report: Report, phase: str) -> Dict[str, Any]:
+    """What the module returns of a phase."""
+    return {
+        "changed": report.changed and phase != "plan",
+        "pending": report.changed,
+        "id": report.id,
+        "journal_state": report.state,
+        **shown(report.plan),
+        "reboot_required": report.reboot_required,
+        "differences": report.differences,
+        "kept": report.kept,
+        "confirm_within": report.confirm_within,
+        "warnings": report.warnings,
+    }
+
+
+def runner(root: Path, run: Run) -> Runner:
+    """What converts this host."""
+    return Runner(root, run, lambda: read_topology(root, run if root == Path("/") else None))
+
+
+def demand_root() -> None:
+    """:raises TopovirtError: unless root runs the module."""
     if os.geteuid() != 0:
         raise TopovirtError("The state of the host can be read and changed by root only.", "Use become: true.")
-    root = Path(params["root"])
+
+
+def commands(run_command: Any) -> Run:
+    """A module's own way to run commands, as the logic runs them: in no language but C's."""
 
     def run(words: List[str]) -> Tuple[int, str, str]:
         status, out, errors = run_command(
@@ -46,30 +79,13 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
         )
         return status, out, errors
 
-    runner = Runner(root, run, lambda: read_topology(root, run if root == Path("/") else None))
-    changes_nothing = check_mode or phase in _READING
-    with contextlib.nullcontext() if changes_nothing else host_lock(root, f"host_state ({phase})"):
-        report = _run(runner, state, phase, params, check_mode)
-    return as_result(report, phase)
+    return run
 
 
-def as_result(report: Report, phase: str) -> Dict[str, Any]:
-    """What the module returns of a phase."""
-    # A directory comes with the file in it.
-    shown = [change for change in report.plan if change.kind != "directory"]
-    return {
-        "changed": report.changed and phase != "plan",
-        "pending": report.changed,
-        "id": report.id,
-        "journal_state": report.state,
-        "plan": [describe(change) for change in shown],
-        "reboot_required": report.reboot_required,
-        "differences": report.differences,
-        "kept": report.kept,
-        "confirm_within": report.confirm_within,
-        "warnings": report.warnings,
-        "diff": [_diff(change) for change in shown],
-    }
+def shown(changes: Sequence[Change]) -> Dict[str, Any]:
+    """Changes as a module returns them, and what ``--diff`` shows; a directory comes with the file in it."""
+    visible = [change for change in changes if change.kind != "directory"]
+    return {"plan": [describe(change) for change in visible], "diff": [_diff(change) for change in visible]}
 
 
 def complaint(result: Mapping[str, Any]) -> str:
@@ -83,18 +99,18 @@ def complaint(result: Mapping[str, Any]) -> str:
     )
 
 
-def _run(runner: Runner, state: str, phase: str, params: Mapping[str, Any], check_mode: bool) -> Report:
+def _run(phases: Runner, state: str, phase: str, params: Mapping[str, Any], check_mode: bool) -> Report:
     if state == "restored":
         discard = bool(params["discard_images"])
         if phase == "plan":
-            return runner.plan_back(discard)
-        return (runner.undo if phase == "undo" else runner.finish)(discard, check_mode)
+            return phases.plan_back(discard)
+        return (phases.undo if phase == "undo" else phases.finish)(discard, check_mode)
     wanted = params["wanted"] or {}
     if phase == "plan":
-        return runner.plan(wanted)
+        return phases.plan(wanted)
     if phase == "verify":
-        return runner.verify(wanted)
-    return {"record": runner.record, "apply": runner.apply, "commit": runner.commit}[phase](wanted, check_mode)
+        return phases.verify(wanted)
+    return {"record": phases.record, "apply": phases.apply, "commit": phases.commit}[phase](wanted, check_mode)
 
 
 def _diff(change: Change) -> Dict[str, str]:
@@ -106,42 +122,16 @@ def _diff(change: Change) -> Dict[str, str]:
             "before": change.before or "",
             "after": change.after["text"],
         }
-    shown = describe(change)
+    described = describe(change)
     header = f"{change.step}: {change.kind} {change.what}"
     return {
         "before_header": header,
         "after_header": f"{header} ({change.stage}{', with the next boot' if change.reboot else ''})",
-        "before": _line(shown["before"]),
-        "after": _line(shown["after"]),
+        "before": _line(described["before"]),
+        "after": _line(described["after"]),
     }
 
 
 def _line(value: Any) -> str:
     """A value as text that is the same for equal values: keys of a journaled one come in another order."""
     return f"{value if value is None or isinstance(value, str) else json.dumps(value, sort_keys=True)}\n"
-
-
-def journal_summary(root: Path) -> Dict[str, Any]:
-    """What ``host_journal`` returns.
-
-    :raises TopovirtError: for a journal that is damaged, newer or of another host.
-    """
-    journal = Journal(root)
-    done = set(journal.undone())
-    outcomes = {record["of"] for record in journal.records if record["kind"] == "outcome"}
-    return {
-        "state": journal.state,
-        "id": journal.id,
-        "committed": committed_state(root) or {},
-        "touched": [
-            {
-                "step": key[0],
-                "kind": key[1],
-                "what": key[2],
-                "done": record["seq"] in outcomes,
-                "undone": key in done,
-                "time": record["time"],
-            }
-            for key, record in journal.first_priors().items()
-        ],
-    }

@@ -47,8 +47,12 @@ def capture(path: Path, save: Callable[[bytes], str]) -> State:
     if not stat.S_ISREG(info.st_mode):
         raise TopovirtError(f"{path} is neither a file, a link nor a directory.", "Move it out of the way.")
     data = path.read_bytes()
-    kept = {"data": base64.b64encode(data).decode("ascii")} if len(data) <= _INLINE_BYTES else {"saved": save(data)}
-    return {"type": "file", **common, "mtime_ns": info.st_mtime_ns, **kept}
+    return {"type": "file", **common, "mtime_ns": info.st_mtime_ns, **contents(data, save)}
+
+
+def contents(data: bytes, save: Callable[[bytes], str]) -> State:
+    """The part of a file's state that holds its bytes."""
+    return {"data": base64.b64encode(data).decode("ascii")} if len(data) <= _INLINE_BYTES else {"saved": save(data)}
 
 
 def content(state: State, load: Callable[[str], bytes]) -> Optional[bytes]:

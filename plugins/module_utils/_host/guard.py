@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Dict, Iterable, List, Mapping, Sequence, Set
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import Wanted
@@ -48,6 +48,14 @@ def other_processes(root: Path) -> List[str]:
     return sorted(found)
 
 
+def vms_in_the_way(root: Path) -> List[str]:
+    """Every VM that runs, as a reason not to change what it may use."""
+    return [
+        *(f"VM {name} is running: stop it first" for name in running_vms(root)),
+        *(f"{process} runs a VM: stop it first" for process in other_processes(root)),
+    ]
+
+
 def _machine(topology: Topology) -> Iterable[str]:
     host, iommu = topology["host"], topology["iommu"]
     if host["arch"] != "x86_64":
@@ -75,18 +83,26 @@ def _memory(topology: Topology, wanted: Wanted) -> Iterable[str]:
 
 
 def _devices(topology: Topology, wanted: Wanted) -> Iterable[str]:
-    by_bdf = {function["bdf"]: function for function in topology["pci"]}
     if not wanted.devices:
         yield "the passthrough set is empty: no GPU was found and kvm_host_devices names nothing"
-    for bdf, role in wanted.devices.items():
+    yield from device_reasons(topology, wanted.devices)
+
+
+def device_reasons(topology: Topology, devices: Mapping[str, Optional[str]]) -> Iterable[str]:
+    """Devices that the host needs, and IOMMU groups that are not taken as a whole.
+
+    :param devices: BDF -> role of all that are to go to guests.
+    """
+    by_bdf = {function["bdf"]: function for function in topology["pci"]}
+    for bdf, role in devices.items():
         for use in by_bdf[bdf]["in_use"]:
             yield f"{_title(bdf, role)} is in use by the host: {use}"
     for group, members in sorted(_groups(topology).items()):
-        chosen = [f["bdf"] for f in members if f["bdf"] in wanted.devices]
+        chosen = [f["bdf"] for f in members if f["bdf"] in devices]
         if not chosen:
             continue
         for other in members:
-            if other["bdf"] in wanted.devices:
+            if other["bdf"] in devices:
                 continue
             what = f"{_title(other['bdf'], other['role'])} shares IOMMU group {group} with {', '.join(chosen)}"
             if other["in_use"]:

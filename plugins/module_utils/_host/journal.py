@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest, remove_tree, sync_directory
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import JOURNAL, SAVED, STATE
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import FACES, JOURNAL, SAVED, STATE
 
 SCHEMA = 1
 
@@ -28,11 +28,15 @@ Key = Tuple[str, str, str]
 
 
 class Journal:
-    """The journal of the host below ``root``; may not exist yet."""
+    """A journal of the host below ``root``; may not exist yet.
 
-    def __init__(self, root: Path) -> None:
+    :param place: directory of the journal and of everything else that goes with it: by default that of a conversion.
+    """
+
+    def __init__(self, root: Path, place: Path = STATE) -> None:
+        self.place = place
         self._root = root
-        self._path = root / JOURNAL
+        self._path = root / place / JOURNAL
         self.records: List[Record] = []
         self._good_bytes = 0
         self._read()
@@ -41,36 +45,45 @@ class Journal:
 
     @property
     def exists(self) -> bool:
-        """Whether a conversion was begun and not taken back."""
+        """Whether something was begun and not taken back."""
         return bool(self.records)
 
     @property
     def id(self) -> str:
-        """The id of the conversion, the value of the token on the kernel command line."""
+        """What the journal was begun with: of a conversion, the value of the token on the kernel command line."""
         return str(self.records[0]["id"]) if self.records else ""
 
     @property
     def state(self) -> str:
-        """``none``, ``begun``, ``recorded``, ``applied``, ``committed`` or ``undoing``."""
+        """``none``, ``begun``, ``recorded``, ``changing``, ``applied``, ``committed`` or ``undoing``."""
         states = [record["state"] for record in self.records if record["kind"] == "state"]
         return states[-1] if states else ("begun" if self.records else "none")
 
     def first_priors(self) -> Dict[Key, Record]:
         """For everything ever touched, the intent of the first touch, in the order of first touching."""
-        first: Dict[Key, Record] = {}
+        return self.priors_since()
+
+    def afters(self) -> Dict[Key, List[Any]]:
+        """For everything ever touched, what it was to become with each touch."""
+        found: Dict[Key, List[Any]] = {}
         for record in self.records:
             if record["kind"] == "intent":
-                first.setdefault((record["step"], record["change"], record["what"]), record)
+                found.setdefault(key_of(record), []).append(record["after"])
+        return found
+
+    def priors_since(self, state: str = "") -> Dict[Key, Record]:
+        """As ``first_priors``, of touches after the journal was last in ``state``; of all when it never was."""
+        last = max((r["seq"] for r in self.records if r["kind"] == "state" and r["state"] == state), default=-1)
+        first: Dict[Key, Record] = {}
+        for record in self.records:
+            if record["kind"] == "intent" and record["seq"] > last:
+                first.setdefault(key_of(record), record)
         return first
 
     def made(self, key: Key) -> bool:
         """Whether the change of this thing that was announced last was made as well."""
         done = {record["of"] for record in self.records if record["kind"] == "outcome"}
-        announced = [
-            record
-            for record in self.records
-            if record["kind"] == "intent" and (record["step"], record["change"], record["what"]) == key
-        ]
+        announced = [record for record in self.records if record["kind"] == "intent" and key_of(record) == key]
         return bool(announced) and announced[-1]["seq"] in done
 
     def undone(self) -> List[Key]:
@@ -110,7 +123,7 @@ class Journal:
         if not isinstance(schema, int) or schema > SCHEMA:
             raise TopovirtError(
                 f"The journal {self._path} has schema {schema}; this version knows {SCHEMA} and older ones.",
-                "Use the version of the collection that converted this host, or a newer one. Nothing was changed.",
+                "Use the version of the collection that wrote it, or a newer one. Nothing was changed.",
             )
         here = machine_id(self._root)
         if first.get("host") != here:
@@ -124,8 +137,9 @@ class Journal:
 
     def begin(self, identity: str) -> None:
         """Start a journal for this host."""
-        state = self._root / STATE
-        for directory in (state, state / "journal", self._root / SAVED):
+        above = [self._root / parent for parent in self.place.parents if parent == STATE or STATE in parent.parents]
+        place = self._root / self.place
+        for directory in (*above[::-1], place, place / JOURNAL.parent, place / SAVED):
             if not directory.is_dir():
                 directory.mkdir(mode=0o700)
                 os.chmod(directory, 0o700)
@@ -157,7 +171,7 @@ class Journal:
     def save(self, data: bytes) -> str:
         """Keep bytes outside the journal; returns their name."""
         name = digest(data)
-        path = self._root / SAVED / name
+        path = self._root / self.place / SAVED / name
         if not path.exists() or digest(path.read_bytes()) != name:
             new = path.with_name(f"{name}.new")
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -175,7 +189,7 @@ class Journal:
         :raises TopovirtError: when they are gone or not what was saved.
         """
         try:
-            data = (self._root / SAVED / name).read_bytes()
+            data = (self._root / self.place / SAVED / name).read_bytes()
         except OSError as error:
             raise TopovirtError(f"Saved original {name} cannot be read: {error.strerror}.") from None
         if digest(data) != name:
@@ -183,17 +197,26 @@ class Journal:
         return data
 
     def remove(self) -> None:
-        """Remove everything of ours; the journal goes last, so that an interrupted removal is repeated."""
-        state = self._root / STATE
-        if state.is_dir():
-            for entry in sorted(state.iterdir()):
-                if entry.name != "journal":
-                    remove_tree(entry)
-            remove_tree(state / "journal")
-            state.rmdir()
-            sync_directory(state.parent)
+        """Remove everything that goes with it; it goes last itself, so that an interrupted removal is repeated.
+
+        Journals of others stay, and so do directories that are not empty then.
+        """
+        last = self._root / self.place / JOURNAL.parent
+        for entry in self.leftovers():
+            if entry != last:
+                remove_tree(entry)
+        if last.is_dir():
+            remove_tree(last)
+        for directory in (self.place, *self.place.parents):
+            if directory == STATE.parent or not _remove_empty(self._root / directory):
+                break
         self.records = []
         self._good_bytes = 0
+
+    def leftovers(self) -> List[Path]:
+        """Everything that goes with the journal, also when the journal itself is not there."""
+        place = self._root / self.place
+        return sorted(entry for entry in place.iterdir() if entry != self._root / FACES) if place.is_dir() else []
 
     def _append(self, record: Record) -> int:
         number = len(self.records)
@@ -220,6 +243,28 @@ def machine_id(root: Path) -> str:
         return (root / "etc/machine-id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def faces_in_force(root: Path) -> List[str]:
+    """Names of the modules that have changed one thing on this host and have a journal of it."""
+    return sorted(path.relative_to(root / FACES).parts[0] for path in (root / FACES).glob(f"*/{JOURNAL}"))
+
+
+def key_of(record: Record) -> Key:
+    """What a record is about."""
+    return (record["step"], record["change"], record["what"])
+
+
+def _remove_empty(directory: Path) -> bool:
+    """Whether it is gone."""
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    sync_directory(directory.parent)
+    return True
 
 
 def _parse(line: bytes) -> Optional[Record]:

@@ -18,14 +18,24 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.early_unit import plan_early_script
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import write_file
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import REGISTERS_FOUND, STATE
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import REGISTERS_FOUND
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import (
     ACS_BITS,
     ACS_DIRECT_TRANSLATED,
     REGISTERS,
     Registers,
 )
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Context, Step, Touched
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
+    AS_BEFORE,
+    AS_WRITTEN,
+    CHANGED,
+    GONE,
+    Change,
+    Context,
+    Step,
+    Thing,
+    Touched,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.config_space import ATS_ENABLE, READ_REQUESTS
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Capabilities
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.paths import Paths
@@ -33,7 +43,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import 
 
 UNIT = "topovirt-pcie-acs.service"
 _DESCRIPTION = "PCIe access control between GPUs and NICs of virtual machines"
-_SCRIPT = STATE / "pcie-acs.sh"
+_SCRIPT_NAME = "pcie-acs.sh"
 
 # Words of the kernel argument pci= that speak against a part of the step, and why (kernel-parameters.txt). With
 # pcie_bus_perf devices that take larger packets than others rely on small read requests.
@@ -102,11 +112,13 @@ class PcieAccess(Step):
     """ACS, ATS and read requests between the GPUs and NICs that guests may own."""
 
     name = "pcie_acs"
+    disturbs_vms = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._registers = Registers(context.root, context.write_config, context.write)
         self._paths = Paths(context.topology)
+        self._script = context.journal.place / _SCRIPT_NAME
 
     def obstacles(self) -> List[str]:
         """Why the registers cannot, or must not, be written: a sentence each."""
@@ -120,6 +132,8 @@ class PcieAccess(Step):
             for bdf in (*ports, *devices)
             if self._paths.function(bdf)["capabilities"] is None
         ]
+        if self.context.alone and not ports:
+            reasons.append("pcie_acs: no GPU and NIC of this host have a path below one host bridge")
         found = self._found()
         for bdf in ports:
             acs = self._capabilities(bdf).get("acs")
@@ -139,12 +153,12 @@ class PcieAccess(Step):
 
     def plan(self) -> List[Change]:
         settings, touched = self._settings(), self.context.journal.first_priors()
-        if not settings and (self.name, "file", str(_SCRIPT)) not in touched:
+        if not settings and (self.name, "file", str(self._script)) not in touched:
             return []
         changes = []
         for setting in settings:
             # Recorded before the reboot that is still to come, as the change of a device's driver is.
-            if (self.name, "register", setting.what) in touched and not self.context.under_token:
+            if (self.name, "register", setting.what) in touched and not self.context.acts_now:
                 continue
             before = self._registers.read(setting.bdf, setting.name)
             changes += self._change(setting.what, before, before & ~setting.mask | setting.value)
@@ -155,7 +169,7 @@ class PcieAccess(Step):
         script = _SCRIPT_TEXT.format(found=REGISTERS_FOUND, lines=lines)
         return [
             *sorted(changes, key=lambda change: change.what),
-            *plan_early_script(self, UNIT, _DESCRIPTION, _SCRIPT, script),
+            *plan_early_script(self, UNIT, _DESCRIPTION, self._script, script),
         ]
 
     def early(self) -> bool:
@@ -176,17 +190,34 @@ class PcieAccess(Step):
 
     def apply(self, changes: Sequence[Change]) -> None:
         super().apply([change for change in changes if change.kind != "register"])
-        if not self.context.under_token:
+        if not self.context.acts_now:
             return  # the boot does it
         settings = {setting.what: setting for setting in self._settings()}
         self._write(
             [(*_parts(change.what), settings.get(change.what)) for change in changes if change.kind == "register"]
         )
 
+    def find(self, thing: Thing) -> str:
+        if thing.kind != "register":
+            return super().find(thing)
+        bdf, name = _parts(thing.what)
+        if not (self.context.root / DEVICES / bdf).exists():
+            return GONE
+        return CHANGED if self._foreign(bdf, name) else AS_WRITTEN if (bdf, name) in self._found() else AS_BEFORE
+
+    def results(self, changes: Sequence[Change]) -> Dict[str, Any]:
+        return {"registers": self.read()}
+
+    def reboot_required(self) -> bool:
+        return bool(self.context.alone and self.differences())
+
     def undo(self, touched: Sequence[Touched]) -> None:
         # All that was written in this boot, by the unit or by a run; what another boot wrote, its end has undone. A
         # device that died must not stop the way back: the reboot that comes next resets it.
         for bdf, name in sorted(self._found()):
+            if self.context.alone and self._foreign(bdf, name):
+                self._forget(bdf, name)
+                continue
             wrong = self._restore(bdf, name)
             left = f"{bdf} {name}, until the reboot: {wrong}"
             if wrong and left not in self.context.kept:
@@ -253,7 +284,7 @@ class PcieAccess(Step):
     def _change(self, what: str, before: int, after: int) -> List[Change]:
         if before == after:
             return []
-        return [Change(self.name, "register", what, before, after, reboot=not self.context.under_token)]
+        return [Change(self.name, "register", what, before, after, reboot=not self.context.acts_now)]
 
     # --- what speaks against it
 
@@ -323,6 +354,16 @@ class PcieAccess(Step):
         if not wrong:
             self._forget(bdf, name)
         return wrong
+
+    def _foreign(self, bdf: str, name: str) -> bool:
+        """Whether a register holds neither what it did before nor what any run of ours wrote."""
+        try:
+            now, field = self._registers.read(bdf, name), REGISTERS[name].field
+        except TopovirtError:
+            return False  # dead; who restores it says so
+        ours = self.context.journal.afters().get((self.name, "register", f"{bdf} {name}"), [])
+        known = {value & field for value in (*ours, self._found().get((bdf, name), now))}
+        return bool(ours) and (bdf, name) in self._found() and now & field not in known
 
     def _put_back(self, bdf: str, name: str, value: int) -> str:
         """Write a former value; returns what went wrong, if anything."""

@@ -13,8 +13,11 @@ Run = Callable[[List[str]], Tuple[int, str, str]]
 
 # Everything of ours on the host lies here, root only; all of it is gone after the way back.
 STATE = Path("var/lib/topovirt")
-JOURNAL = STATE / "journal" / "records.jsonl"
-SAVED = STATE / "saved"
+# Journals of modules that do one step of a conversion alone, one directory each.
+FACES = STATE / "faces"
+# Below the place of each journal.
+JOURNAL = Path("journal/records.jsonl")
+SAVED = Path("saved")
 HOST_FILE = STATE / "host.json"
 MODULE_IDS = STATE / "module-ids.json"
 DEVICES = STATE / "devices"

@@ -23,11 +23,18 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boo
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.choice import boot_obstacles
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key, Record, machine_id
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import (
+    Journal,
+    Key,
+    Record,
+    faces_in_force,
+    key_of,
+    machine_id,
+)
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import holder
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import Packages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, TOKEN, Run, output, token_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run, output, token_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import (
     HostFile,
@@ -39,6 +46,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     Change,
     Context,
     Step,
+    Thing,
     Touched,
     unique,
     write_attribute,
@@ -47,9 +55,9 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.surroundings im
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.trial import Trial, failure, last_words
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.tuned import Tuned
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import (
-    CONFIRM_TIMEOUT,
     Wanted,
     confirm_timeout_of,
+    nothing,
     resolve,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
@@ -188,7 +196,7 @@ class Runner:
         context = self._context_back()
         self._refuse_back(context, discard)
         report = self._report(context, self._planned_back(context), False)
-        report.changed = context.journal.exists or (self.root / STATE).is_dir()
+        report.changed = bool(context.journal.leftovers())
         report.reboot_required = bool(token_of(context.topology["host"]["cmdline"]))
         return report
 
@@ -197,7 +205,7 @@ class Runner:
         report = self.plan_back(discard)
         context = self._context_back()
         early = [record for record in self._open(context) if self._step(context, record["step"]).early()]
-        report.plan = [change for change in report.plan if change.key in {_key(record) for record in early}]
+        report.plan = [change for change in report.plan if change.key in {key_of(record) for record in early}]
         report.changed = bool(early)
         if not check and context.journal.exists:
             context.journal.set_state("undoing")
@@ -226,6 +234,16 @@ class Runner:
         context.journal.remove()
         report.state, report.kept = "none", context.kept
         return report
+
+    def find(self) -> List[Tuple[Key, str]]:
+        """What became of everything that the conversion touched."""
+        context = self._context_back()
+        afters, done = context.journal.afters(), set(context.journal.undone())
+        return [
+            (key, self._step(context, key[0]).find(Thing(key[1], key[2], record["prior"], afters[key])))
+            for key, record in context.journal.first_priors().items()
+            if key not in done
+        ]
 
     # --- inside ---
 
@@ -256,8 +274,7 @@ class Runner:
 
     def _context_back(self) -> Context:
         journal, topology = Journal(self.root), self.topology()
-        nothing = Wanted("none", {}, [], 2 << 20, {}, False, {}, [], [], False, [], None, CONFIRM_TIMEOUT)
-        return self._with(journal, topology, nothing, journal.id)
+        return self._with(journal, topology, nothing(), journal.id)
 
     def _with(self, journal: Journal, topology: Topology, wanted: Wanted, identifier: str) -> Context:
         return Context(self.root, self.run, journal, topology, wanted, identifier, self.write, self.write_config)
@@ -288,9 +305,12 @@ class Runner:
     def _reasons(self, context: Context, changes: bool) -> List[str]:
         """VMs that run speak against changes, not against looking."""
         reasons = guard.reasons_against(self.root, self.run, context.topology, context.wanted)
+        reasons += [
+            f"topovirt.kvm.{face} has changed this host. Restore it first: topovirt.kvm.{face} with state: restored"
+            for face in faces_in_force(self.root)
+        ]
         if changes:
-            reasons += [f"VM {name} is running: stop it first" for name in guard.running_vms(self.root)]
-            reasons += [f"{process} runs a VM: stop it first" for process in guard.other_processes(self.root)]
+            reasons += guard.vms_in_the_way(self.root)
             reasons += surroundings.versions(context.topology)
         if context.journal.state in ("none", "begun"):
             reasons += surroundings.pending_reboot(self.root, self.run, context.topology)
@@ -350,7 +370,7 @@ class Runner:
             rest = [record for record in rest if record not in together]
             self._step(context, name).undo([Touched(r["change"], r["what"], r["prior"]) for r in together])
             for record in together:
-                context.journal.mark_undone(_key(record))
+                context.journal.mark_undone(key_of(record))
         self._reload(context)
 
     def _reload(self, context: Context) -> None:
@@ -406,10 +426,6 @@ def _lies_in(what: str, paths: Sequence[str]) -> bool:
     return any(what == path or what.startswith(f"{path}/") for path in paths)
 
 
-def _key(record: Record) -> Key:
-    return (record["step"], record["change"], record["what"])
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
@@ -422,7 +438,7 @@ def describe(change: Change) -> Dict[str, Any]:
     before, after = change.before, change.after
     if isinstance(after, dict) and "text" in after:
         before, after = ("present" if before is not None else None), "present"
-    if change.stage == "undo":
+    elif change.stage == "undo":
         before, after = None, _prior_in_words(change.after)
     return {
         "step": change.step,

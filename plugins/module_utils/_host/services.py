@@ -9,7 +9,16 @@ from typing import Any, Dict, List, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step, Touched
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
+    AS_BEFORE,
+    AS_WRITTEN,
+    CHANGED,
+    GONE,
+    Change,
+    Step,
+    Thing,
+    Touched,
+)
 
 NOT_FOUND = "not-found"
 # States that `systemctl enable` and `disable` move between (systemctl(1), "is-enabled").
@@ -61,6 +70,12 @@ class Services(Step):
 
     def prior(self, change: Change) -> Any:
         return change.before
+
+    def find(self, thing: Thing) -> str:
+        state = unit_state(self.context.run, thing.what)
+        if state == thing.prior:
+            return AS_BEFORE
+        return GONE if state["enabled"] == NOT_FOUND else AS_WRITTEN if _good(state) else CHANGED
 
     def apply(self, changes: Sequence[Change]) -> None:
         for change in changes:

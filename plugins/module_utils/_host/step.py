@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, ClassVar, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import (
+    State,
     capture,
+    contents,
+    digest,
     remove_tree,
     restore,
     write_file,
     write_link,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, Run, token_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run, token_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import Wanted
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import Topology
@@ -49,6 +52,32 @@ class Touched(NamedTuple):
     prior: Any
 
 
+class Thing(NamedTuple):
+    """Something that a journal says was touched."""
+
+    kind: str
+    what: str
+    prior: Any
+    afters: Sequence[Any]  # what it was to become, by each touch
+
+    @property
+    def touched(self) -> Touched:
+        return Touched(self.kind, self.what, self.prior)
+
+
+# What became of something that was touched.
+AS_BEFORE, AS_WRITTEN, CHANGED, GONE = "as before", "as written", "changed by somebody", "gone"
+NOT_COMPARED = "not compared"
+_ON_DISK = ("file", "link", "directory", "removal")
+
+
+@dataclass(frozen=True)
+class Alone:
+    """That a step is no part of a conversion: what it makes acts at every boot."""
+
+    at_once: bool  # also in the running system
+
+
 def write_attribute(path: Path, text: str) -> None:
     """Write a sysfs attribute of the running kernel."""
     with path.open("w", encoding="ascii") as file:
@@ -69,17 +98,32 @@ class Context:
     write_config: WriteConfig = write_config
     units_changed: bool = False
     kept: List[str] = field(default_factory=list)  # what a way back left in place, and why
+    alone: Optional[Alone] = None
 
     @property
     def under_token(self) -> bool:
         """Whether the host runs the boot entry of this conversion."""
         return bool(self.id) and token_of(self.topology["host"]["cmdline"]) == self.id
 
+    @property
+    def acts_now(self) -> bool:
+        """Whether what is made takes effect in the running system, too."""
+        return self.under_token if self.alone is None else self.alone.at_once
+
+    @property
+    def condition(self) -> str:
+        """Line of a systemd unit that says when it acts."""
+        return f"ConditionKernelCommandLine={TOKEN}={self.id}\n" if self.alone is None else ""
+
 
 class Step:
-    """Base of all steps; knows files, links and directories."""
+    """Base of all steps; knows files, links and directories.
+
+    ``obstacles``, ``results``, ``find`` and ``without_ours`` are for a step that stands alone (``single.py``).
+    """
 
     name: ClassVar[str]
+    disturbs_vms: ClassVar[bool] = False  # whether what it changes is in the way of VMs that run
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -91,6 +135,39 @@ class Step:
     def plan(self) -> List[Change]:
         """What has to change; empty when the host is as wanted. Changes nothing."""
         raise NotImplementedError
+
+    def obstacles(self) -> List[str]:
+        """Why the changes cannot, or must not, be made: a sentence each."""
+        return []
+
+    def results(self, changes: Sequence[Change]) -> Dict[str, Any]:
+        """What a module returns beside the changes, before they are made."""
+        return {}
+
+    def reboot_required(self) -> bool:
+        """Whether the running system is not what the next boot will make of it."""
+        return False
+
+    def find(self, thing: Thing) -> str:
+        """What became of something that was touched: AS_BEFORE, AS_WRITTEN, CHANGED or GONE, and NOT_COMPARED for kinds
+        that only a conversion has."""
+        if thing.kind not in _ON_DISK:
+            return NOT_COMPARED
+        path = self._path(thing.what)
+        now = capture(path, digest)
+        if _but_time(now) == _but_time(thing.prior):
+            return AS_BEFORE
+        if now["type"] == "absent":
+            return AS_WRITTEN if thing.kind == "removal" else GONE
+        return AS_WRITTEN if any(self._is(now, thing.kind, after) for after in thing.afters) else CHANGED
+
+    def without_ours(self, thing: Thing) -> Optional[str]:
+        """The text of a file that somebody changed meanwhile, less what is ours; ``None`` where nothing can be told."""
+        return None
+
+    def inherited(self) -> Dict[str, str]:
+        """Files that nobody of us touched and that have something of ours, with their text without it."""
+        return {}
 
     def early(self) -> bool:
         """Whether the step is undone before the reboot of the way back; the others are after it."""
@@ -116,7 +193,7 @@ class Step:
             elif change.kind == "removal":
                 remove_tree(path)
             elif change.kind == "file":
-                write_file(path, change.after["text"].encode("utf-8"), change.after["mode"])
+                write_file(path, encoded(change.after["text"]), change.after["mode"])
             else:
                 raise TopovirtError(f"Step {self.name} cannot apply a change of kind {change.kind}.")
             self._note_unit(change.what)
@@ -159,10 +236,24 @@ class Step:
     def _plan_parents(self, what: str, stage: str) -> List[Change]:
         missing = []
         for parent in Path(what).parents:
-            if parent == STATE or self._path(str(parent)).is_dir():  # ours is made with the journal
+            if (
+                parent == self.context.journal.place or self._path(str(parent)).is_dir()
+            ):  # ours is made with the journal
                 break
             missing.append(Change(self.name, "directory", str(parent), None, {"mode": 0o755}, stage))
         return missing[::-1]
+
+    @staticmethod
+    def _is(now: State, kind: str, after: Any) -> bool:
+        if kind == "directory":
+            return bool(now["type"] == "directory")
+        if kind == "removal":
+            return False
+        if kind == "link":
+            return now["type"] == "link" and now["target"] == after["target"]
+        if now["type"] != "file" or now["mode"] != after["mode"]:
+            return False
+        return _but_time(now) == {**_but_time(now), **contents(encoded(after["text"]), digest)}
 
     def _path(self, what: str) -> Path:
         return self.context.root / what
@@ -170,6 +261,15 @@ class Step:
     def _note_unit(self, what: str) -> None:
         if what.startswith("etc/systemd/system/"):
             self.context.units_changed = True
+
+
+def encoded(text: str) -> bytes:
+    """The bytes of a file that was read as text, whatever its encoding."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _but_time(state: State) -> State:
+    return {key: value for key, value in state.items() if key != "mtime_ns"}
 
 
 def unique(changes: Sequence[Change]) -> List[Change]:

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.package_manager import package_manager, plain_name
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, output
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run, output
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step
 
 PROFILE = "topovirt"
@@ -31,15 +31,17 @@ _PROFILE_TEXT = """\
 # Written by the Ansible collection topovirt.kvm; removed by its way back.
 [main]
 summary=Host of pinned virtual machines with passed-through GPUs
-include=virtual-host
+include={include}
 
 [sysctl]
 kernel.numa_balancing=0
 
 [sysfs]
+{masks}/sys/module/kvm/parameters/halt_poll_ns=0
+"""
+_MASKS_TEXT = """\
 /sys/devices/virtual/workqueue/cpumask={mask}
 /sys/bus/workqueue/devices/writeback/cpumask={mask}
-/sys/module/kvm/parameters/halt_poll_ns=0
 """
 
 
@@ -49,8 +51,7 @@ class Tuned(Step):
     name = "tuned"
 
     def read(self) -> Dict[str, Any]:
-        answer = output(self.context.run, "tuned-adm", "active")
-        return {"active": answer.rpartition(":")[2].strip() if "Current active profile:" in answer else None}
+        return {"active": active_profile(self.context.run)}
 
     def obstacles(self) -> List[str]:
         """Why the profile must not be switched: a sentence each."""
@@ -75,8 +76,7 @@ class Tuned(Step):
         # A TuneD that was there before keeps its profile until the new boot is verified; one that came with the
         # conversion runs under our token only, so it may have the profile from the start.
         stage = "apply" if ours or self.context.journal.state == "committed" else "commit"
-        text = _PROFILE_TEXT.format(mask=cpu_mask(wanted.housekeeping_cpus))
-        changes = [change for path in _PROFILES for change in self.plan_file(path, text)]
+        changes = plan_profile(self, "virtual-host", wanted.housekeeping_cpus)
         if ours:
             condition = f"[Unit]\nConditionKernelCommandLine={TOKEN}={self.context.id}\n"
             changes += self.plan_file(_DROP_IN, condition, reboot=True)
@@ -98,7 +98,7 @@ class Tuned(Step):
 
     def apply(self, changes: Sequence[Change]) -> None:
         super().apply(changes)
-        if self.context.under_token:
+        if self.context.acts_now:
             self.context.run(["systemctl", "daemon-reload"])
             status, _out, errors = self.context.run(["systemctl", "restart", "tuned.service"])
             if status != 0:
@@ -112,6 +112,22 @@ class Tuned(Step):
         else:
             names = first["prior"]["packages"]
         return _PACKAGE not in {plain_name(name) for name in names}
+
+
+def active_profile(run: Run) -> Optional[str]:
+    """The profile that TuneD runs; ``None`` when it runs none, or does not run."""
+    answer = output(run, "tuned-adm", "active")
+    return answer.rpartition(":")[2].strip() if "Current active profile:" in answer else None
+
+
+def plan_profile(step: Step, include: str, housekeeping: Sequence[int]) -> List[Change]:
+    """Changes that make our profile, on top of another one.
+
+    :param housekeeping: CPUs that the kernel's own work shall keep to; none where that is left as it is.
+    """
+    masks = _MASKS_TEXT.format(mask=cpu_mask(housekeeping)) if housekeeping else ""
+    text = _PROFILE_TEXT.format(include=include, masks=masks)
+    return [change for path in _PROFILES for change in step.plan_file(path, text)]
 
 
 def cpu_mask(cpus: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Set
+from typing import Any, Collection, Dict, List, Mapping, Optional, Set
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.config_space import READ_REQUESTS
@@ -75,6 +75,11 @@ class Wanted:
         return sorted(cpu for cpus in self.housekeeping.values() for cpu in parse_cpulist(cpus))
 
 
+def nothing() -> Wanted:
+    """Of a host of which nothing is wanted."""
+    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], None, CONFIRM_TIMEOUT)
+
+
 def resolve(
     given: Mapping[str, Any], topology: Topology, committed: Optional[Mapping[str, Any]], big_pages: bool
 ) -> Wanted:
@@ -103,9 +108,9 @@ def resolve(
             errors.append(f"passthrough role {role!r} is none of {', '.join(ROLES)}")
         elif role in ("nvswitch", "fabric_bridge") and role not in fabric:
             errors.append(f"passthrough role {role!r}: fabric model {fabric_model!r} keeps it on the host")
-    devices = _devices(given, topology, [*roles, *fabric], errors)
+    devices = devices_of(given, topology, [*roles, *fabric], errors)
     page_size, pages, pages_given = _pages(given.get("hugepages") or {}, topology, committed, big_pages, errors)
-    pcie_acs = _pcie_acs(given.get("pcie_acs") or {}, errors)
+    pcie_acs = pcie_acs_of(given.get("pcie_acs") or {}, errors)
     confirm_timeout = confirm_timeout_of(given)
     if confirm_timeout < _CONFIRM_TIMEOUT_MIN:
         errors.append(
@@ -143,7 +148,8 @@ def confirm_timeout_of(given: Mapping[str, Any]) -> int:
     return CONFIRM_TIMEOUT if value is None else int(value)
 
 
-def _pcie_acs(given: Mapping[str, Any], errors: List[str]) -> Optional[PcieAcs]:
+def pcie_acs_of(given: Mapping[str, Any], errors: List[str]) -> Optional[PcieAcs]:
+    """Registers that are wanted; what is wrong is added to ``errors``."""
     values = {key: value for key, value in given.items() if value is not None}
     if not values.pop("enabled", False):
         if values:
@@ -184,7 +190,7 @@ def switches_above(function: PciFunction, by_bdf: Mapping[str, PciFunction]) -> 
     return found
 
 
-def _devices(
+def devices_of(
     given: Mapping[str, Any], topology: Topology, roles: List[str], errors: List[str]
 ) -> Dict[str, Optional[str]]:
     """The passthrough set.
@@ -230,17 +236,23 @@ def _pages(
     nodes = {node["id"]: node for node in topology["numa_nodes"]}
     per_node = given.get("per_node")
     if per_node is not None:
-        pages: Dict[int, int] = {}
-        for key, value in dict(per_node).items():
-            if not re.match(r"\d+\Z", str(key)) or int(key) not in nodes:
-                errors.append(f"huge pages: there is no NUMA node {key}")
-            elif isinstance(value, bool) or not re.match(r"\d+\Z", str(value)):
-                errors.append(f"huge pages: node {key} has count {value!r}, which is not a number")
-            else:
-                pages[int(key)] = int(value)
+        pages = counts_per_node(per_node, nodes, errors)
         return size, {node: pages.get(node, 0) for node in nodes}, True
     if committed is not None and committed["hugepages"]["page_size_bytes"] == size:
         kept = {int(node): int(count) for node, count in committed["hugepages"]["per_node"].items()}
         if set(kept) == set(nodes):
             return size, kept, False
     return size, {node: guest_pages(nodes[node]["memory_bytes"], size) for node in nodes}, False
+
+
+def counts_per_node(given: Mapping[Any, Any], nodes: Collection[int], errors: List[str]) -> Dict[int, int]:
+    """Node to number of huge pages, as far as both are numbers and the node is one of the host's."""
+    pages: Dict[int, int] = {}
+    for key, value in given.items():
+        if not re.match(r"\d+\Z", str(key)) or int(key) not in nodes:
+            errors.append(f"huge pages: there is no NUMA node {key}")
+        elif isinstance(value, bool) or not re.match(r"\d+\Z", str(value)):
+            errors.append(f"huge pages: node {key} has count {value!r}, which is not a number")
+        else:
+            pages[int(key)] = int(value)
+    return pages

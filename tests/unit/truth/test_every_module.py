@@ -264,8 +264,8 @@ MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 
 def reads_only(name: str) -> bool:
     module = importlib.import_module(f"ansible_collections.topovirt.kvm.plugins.modules.{name}")
-    attributes = yaml.safe_load(module.DOCUMENTATION)["attributes"]
-    return READS_ONLY in " ".join([attributes["check_mode"]["description"]])
+    attributes = yaml.safe_load(module.DOCUMENTATION).get("attributes", {})  # else those of a fragment
+    return READS_ONLY in attributes.get("check_mode", {}).get("description", "")
 
 
 @pytest.mark.parametrize("name", MODULES)

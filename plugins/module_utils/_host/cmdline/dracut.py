@@ -11,12 +11,12 @@ from typing import Dict, List, Sequence
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.early_binding import MODULES, early_script
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.initramfs import Initramfs, lay
 
-_SCRIPT = "usr/lib/topovirt/bind"
-_UNIT = "topovirt-bind.service"
+SCRIPT = "usr/lib/topovirt/bind"
+UNIT = "topovirt-bind.service"
 
 # systemd runs in these initramfs images. Loading drivers is udev's work, so the script comes before it, and before
 # modules that are loaded by name. Failures are left to the verification, hence no Requires.
-_UNIT_TEXT = f"""\
+UNIT_TEXT = f"""\
 # Written by the Ansible collection topovirt.kvm: bind devices for guests to vfio-pci by address.
 [Unit]
 Description=Binding of devices for virtual machines
@@ -25,12 +25,12 @@ Before=systemd-udevd.service systemd-udev-trigger.service systemd-modules-load.s
 
 [Service]
 Type=oneshot
-ExecStart=/bin/sh /{_SCRIPT}
+ExecStart=/bin/sh /{SCRIPT}
 """
 # dracut follows links in what it includes, and systemd takes no unit from a .wants directory that is not a link.
-_DROP_IN_TEXT = f"""\
+DROP_IN_TEXT = f"""\
 [Unit]
-Wants={_UNIT}
+Wants={UNIT}
 """
 
 
@@ -45,9 +45,9 @@ class Dracut(Initramfs):
 
     def _additions(self, identity: str, devices: Sequence[str]) -> Dict[str, str]:
         return {
-            _SCRIPT: early_script(identity, devices),
-            f"etc/systemd/system/{_UNIT}": _UNIT_TEXT,
-            "etc/systemd/system/systemd-udevd.service.d/topovirt.conf": _DROP_IN_TEXT,
+            SCRIPT: early_script(identity, devices),
+            f"etc/systemd/system/{UNIT}": UNIT_TEXT,
+            "etc/systemd/system/systemd-udevd.service.d/topovirt.conf": DROP_IN_TEXT,
         }
 
     def _lay_out(self, tree: Path, additions: Dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 # Copyright: the topovirt.kvm authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The script that binds devices for guests before any other driver is loaded. It lies in an initramfs of ours."""
+"""The script that binds devices for guests before any other driver is loaded. It lies in an initramfs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import T
 # What has to be in the initramfs for it.
 MODULES = ("vfio_pci", "vfio_iommu_type1")
 
-# A driver that is built into the kernel holds its devices already, hence unbinding first. All members of an IOMMU group
-# are unbound before any is bound. Failures are left to the verification, a boot must never hang on them.
-_SCRIPT = """\
+_UNDER_TOKEN = """\
 read -r cmdline < /proc/cmdline
 case " $cmdline " in *" {token}={id} "*) ;; *) exit 0 ;; esac
+"""
+# A driver that is built into the kernel holds its devices already, hence unbinding first. All members of an IOMMU group
+# are unbound before any is bound. Failures are left to the verification, a boot must never hang on them.
+_BIND = """\
 devices="{devices}"
 pci=/sys/bus/pci
 for bdf in $devices; do
@@ -37,4 +39,9 @@ def early_script(identity: str, devices: Sequence[str]) -> str:
 
     :param devices: BDFs.
     """
-    return _SCRIPT.format(token=TOKEN, id=identity, devices=" ".join(sorted(devices)))
+    return _UNDER_TOKEN.format(token=TOKEN, id=identity) + binding_script(devices)
+
+
+def binding_script(devices: Sequence[str]) -> str:
+    """As ``early_script``, at every boot."""
+    return _BIND.format(devices=" ".join(sorted(devices)))

@@ -54,12 +54,9 @@ class EnvironmentBlock:
     def variables(self) -> Dict[str, str]:
         """All variables; none where there is no block."""
         try:
-            raw = (self._root / self.path).read_bytes()
+            return variables_of((self._root / self.path).read_bytes())
         except OSError:
             return {}
-        lines = raw[len(_SIGNATURE) :].decode("utf-8", "replace").splitlines()
-        pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
-        return {name: value for name, _equals, value in pairs}
 
     def get(self, name: str) -> str:
         """A variable's value, empty when it is not set."""
@@ -96,6 +93,13 @@ class EnvironmentBlock:
             if f"/{self.path}".startswith(f"{point}/") and len(point) >= best:
                 best, found = len(point), (right.split()[0], right.split()[1])
         return found
+
+
+def variables_of(block: bytes) -> Dict[str, str]:
+    """The variables of a block."""
+    lines = block[len(_SIGNATURE) :].decode("utf-8", "replace").splitlines()
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
+    return {name: value for name, _equals, value in pairs}
 
 
 def lasting(block: bytes) -> List[bytes]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.arguments import split
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.environment import EnvironmentBlock
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.loader import BootLoader, Entry
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
@@ -17,6 +18,9 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import R
 _DIRECTORY = "boot/grub"
 _BEGIN = "# >>> topovirt: written by the Ansible collection topovirt.kvm, removed by its way back"
 _END = "# <<< topovirt"
+
+# Commands that load a kernel.
+_LOADS = (["linux"], ["linuxefi"], ["linux16"])
 
 
 class _Menu(NamedTuple):
@@ -49,6 +53,17 @@ class Grub(BootLoader):
     def default_entry(self, before: str) -> Entry:
         config = self._config()
         return self._chosen(_parse(config), _default_of(config))
+
+    def entries(self) -> List[Entry]:
+        """Every entry of grub.cfg that boots a Linux kernel of this host."""
+        found = []
+        for menu in _flat(_parse(self._config())):
+            if menu.id.startswith("osprober-") or not any(line.split()[:1] in _LOADS for line in menu.body):
+                continue  # another system on the same machine, or none
+            entry = _entry(menu)
+            if not entry.kernel.rpartition("/")[2].startswith("memtest"):
+                found.append(entry)
+        return found
 
     def next_arguments(self) -> Tuple[str, ...]:
         """That of the entry to boot once, else of the default, with whatever custom.cfg adds and sets."""
@@ -181,8 +196,8 @@ def _entry(menu: _Menu) -> Entry:
     body: List[str] = []
     for line in menu.body:
         command, _blank, rest = line.replace("\t", " ").partition(" ")
-        if command in ("linux", "linuxefi", "linux16"):
-            kernel = rest.split()
+        if [command] in _LOADS:
+            kernel = list(split(rest))
         elif command in ("initrd", "initrdefi", "initrd16"):
             initrds = rest.split()
         elif command not in ("echo", "savedefault"):  # the latter would write our entry into the environment block

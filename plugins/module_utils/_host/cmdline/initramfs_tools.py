@@ -16,7 +16,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import T
 _HOST_CONFIGURATION = "etc/initramfs-tools"
 _PREREQUISITES = 'case "$1" in prereqs) echo; exit 0 ;; esac\n'
 
-_HOOK = f"""\
+HOOK = f"""\
 #!/bin/sh
 # Written by the Ansible collection topovirt.kvm: vfio-pci has to be there before any other driver is loaded.
 {_PREREQUISITES}. /usr/share/initramfs-tools/hook-functions
@@ -25,7 +25,7 @@ manual_add_modules {" ".join(MODULES)}
 
 # Runs in init-top. Scripts without prerequisites run there in the order of their names, so before "udev", which loads
 # drivers.
-_HEAD = f"""\
+HEAD = f"""\
 #!/bin/sh
 # Written by the Ansible collection topovirt.kvm: bind devices for guests to vfio-pci by address.
 {_PREREQUISITES}"""
@@ -42,7 +42,7 @@ class InitramfsTools(Initramfs):
     pattern = "initrd.img-{kernel}"
 
     def _additions(self, identity: str, devices: Sequence[str]) -> Dict[str, str]:
-        return {f"hooks/{TOKEN}": _HOOK, f"scripts/init-top/{TOKEN}": _HEAD + early_script(identity, devices)}
+        return {f"hooks/{TOKEN}": HOOK, f"scripts/init-top/{TOKEN}": HEAD + early_script(identity, devices)}
 
     def _lay_out(self, tree: Path, additions: Dict[str, str]) -> None:
         if (self._root / _HOST_CONFIGURATION).is_dir():

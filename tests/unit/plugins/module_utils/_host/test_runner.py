@@ -16,6 +16,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import identity
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change
+from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.cut import Cut
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import (
     GPU0,
     GPU1,
@@ -396,26 +397,6 @@ def test_a_host_that_was_never_converted_needs_no_way_back(host: FakeHost) -> No
 
 
 # --- interruption -------------------------------------------------------------------------------------------------
-
-
-class Cut:
-    """Cuts the power at the n-th journal record, before or after it reaches the disk."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
-        self.left: int | None = None
-        original = Journal._append
-
-        def append(journal: Journal, record: dict[str, Any]) -> int:
-            if self.left is not None:
-                self.left -= 1
-                if self.left == 0 and not after:
-                    raise Crash
-            number = original(journal, record)
-            if self.left == 0:
-                raise Crash
-            return number
-
-        monkeypatch.setattr(Journal, "_append", append)
 
 
 def cut_points(host: FakeHost) -> int:
