@@ -120,9 +120,7 @@ class Debian(FakeHost):
         for kernel in self.kernels:
             for kind, more in (("simple", usually), ("recovery", "single")):
                 text += f"menuentry '{kernel} {kind}' $menuentry_id_option '{kernel}-{kind}' {{\n"
-                text += (
-                    f"\tlinux\t/boot/vmlinuz-{kernel} {self.root_words} {always} {more}\n\tinitrd\t/i\n}}\n"
-                )
+                text += f"\tlinux\t/boot/vmlinuz-{kernel} {self.root_words} {always} {more}\n\tinitrd\t/i\n}}\n"
         text += "menuentry 'Memory test' --id memtest {\n\tlinux16\t/boot/memtest86+x64.bin quiet\n}\n"
         text += "menuentry 'Other system' --id 'osprober-gnulinux-1' {\n\tlinux\t/vmlinuz root=/dev/sdb1 quiet\n}\n"
         text += "menuentry 'Firmware' --id uefi-firmware {\n\tfwsetup\n}\n"
