@@ -55,6 +55,7 @@ def competitors(root: Path, run: Run, topology: Topology, devices: Collection[st
 
 def _driverctl(root: Path, devices: Collection[str]) -> Iterator[Competitor]:
     for path in sorted((root / "etc/driverctl.d").glob("*")):
+        # A file for each device, called <bus>-<device> (driverctl's udev rule).
         bdf, driver = path.name.rpartition("pci-")[2], _text(path).strip()
         if bdf in devices:
             yield Competitor(

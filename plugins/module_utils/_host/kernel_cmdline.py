@@ -70,16 +70,16 @@ class KernelCmdline(Step):
         editor, edit = self._editor, self._edit
         if all(edit.of(words) == words for words in editor.entries().values()) and not self._unsettled():
             return []
-        changes = []
+        changes, reboot = [], self.reboot_required()
         for path, text in editor.texts(edit).items():
             file = self._path(path)
             mode = file.stat().st_mode & 0o7777 if file.is_file() else 0o644
-            changes += self.plan_file(path, text, mode, reboot=True)
+            changes += self.plan_file(path, text, mode, reboot=reboot)
         if editor.generated:
-            changes.append(Change(self.name, _GENERATED, editor.generated, None, "made anew", reboot=True))
+            changes.append(Change(self.name, _GENERATED, editor.generated, None, "made anew", reboot=reboot))
         if not changes:
             changes += [
-                Change(self.name, _WORDS, entry, list(words), list(edit.of(words)), reboot=True)
+                Change(self.name, _WORDS, entry, list(words), list(edit.of(words)), reboot=reboot)
                 for entry, words in editor.entries().items()
             ]
         return changes

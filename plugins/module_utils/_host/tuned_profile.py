@@ -56,6 +56,7 @@ _WRITTEN = (
     "etc/default/grub",
 )
 
+_PARTITIONING = "cpu-partitioning"
 _KIND, _NOTE = "profile", "written"
 
 
@@ -87,12 +88,13 @@ class TunedProfile(Step):
         if wanted.include is not None:
             kept = sorted(self._cpus() - set(wanted.isolated)) if wanted.isolated else []
             changes += plan_profile(self, wanted.include, kept)
-        if wanted.isolated and wanted.include == "cpu-partitioning":
+        if wanted.isolated and wanted.include == _PARTITIONING:
             text = _with_isolated(self._text(_VARIABLES), format_cpulist(wanted.isolated))
             changes += self.plan_file(_VARIABLES, text)
         active = self.read()["active"]
         if changes or active != wanted.name:
-            changes.append(Change(self.name, _KIND, "active", active, wanted.name))
+            partitioned = _PARTITIONING in (wanted.name, wanted.include)  # its kernel arguments wait for the next boot
+            changes.append(Change(self.name, _KIND, "active", active, wanted.name, reboot=partitioned))
         return changes
 
     def results(self, changes: Sequence[Change]) -> Dict[str, Any]:
@@ -249,7 +251,7 @@ def wanted_profile(options: Mapping[str, Any]) -> WantedProfile:
     isolated = parse_cpulist(str(cpus)) if cpus is not None else None
     if isolated == []:
         raise TopovirtError("own.isolated_cores names no CPU.", "Leave it out, or name some, like 2-3,8.")
-    if own["include"] == "cpu-partitioning" and isolated is None:
+    if own["include"] == _PARTITIONING and isolated is None:
         raise TopovirtError("own.include cpu-partitioning needs own.isolated_cores.", "Nothing was changed.")
     return WantedProfile(PROFILE, str(own["include"]), isolated)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, List, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline import bls_entry, grub_defaults
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.arguments import split
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.arguments import name_of, split
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.bls import ENTRIES
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.bls import Bls as BlsLoader
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.edit import (
@@ -89,9 +89,13 @@ class Bls(EntryFiles):
         return grub_defaults.with_words(grub_defaults.with_words(text, _MAIN, of), _MORE, of_rest)
 
     def has_tool(self, edit: Edit) -> bool:
-        # grubby parts words at every space.
+        # grubby parts words at every space, may keep the last value of a name only, and edits one line of an entry.
         quoted = any('"' in word for word in (*edit.present, *edit.absent))
-        return not quoted and any((self.root / place).exists() for place in ("usr/sbin/grubby", "sbin/grubby"))
+        names = [name_of(word) for word in edit.present]
+        entries = (bls_entry.parse(path, self.read(path) or "") for path in self.files())
+        if quoted or len(set(names)) < len(names) or any(len(entry.values("options")) > 1 for entry in entries):
+            return False
+        return any((self.root / place).exists() for place in ("usr/sbin/grubby", "sbin/grubby"))
 
     def make(self, edit: Edit, gone: Words) -> None:
         words = ["grubby", "--update-kernel=ALL"]

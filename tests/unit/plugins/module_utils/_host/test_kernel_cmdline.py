@@ -47,7 +47,7 @@ class Rhel(FakeHost):
         super().__init__(root)
         for path, options in (
             (NEW, "options root=UUID=aa ro quiet console=tty1 console=ttyS0 $tuned_params"),
-            (OLD, "options root=UUID=aa ro\noptions iommu=on quiet"),
+            (OLD, f"options root=UUID=aa ro{' ' if grubby else chr(10) + 'options '}iommu=on quiet"),
             (RESCUE, "options root=UUID=aa ro intel_iommu=on iommu=pt"),
         ):
             self.write(path, ENTRY.format(name=path.split("abc-")[1][:-5], options=options))
@@ -258,6 +258,22 @@ def test_a_value_with_spaces_is_not_given_to_grubby(tmp_path: Path) -> None:
     host = Rhel(tmp_path, grubby=True)
     host.face("kernel_cmdline", present=['dyndbg="file y.c +p"']).present(check=False)
     assert 'dyndbg="file y.c +p"' in (host.root / NEW).read_text()
+    assert not [words for words in host.log if words[0] == "grubby"]
+
+
+def test_an_entry_with_several_lines_is_not_given_to_grubby(tmp_path: Path) -> None:
+    host = Rhel(tmp_path, grubby=True)
+    host.write(OLD, ENTRY.format(name="x", options="options ro\noptions quiet"))
+    host.face("kernel_cmdline", present=["a=1"]).present(check=False)
+    assert words(host, OLD) == ["ro", "quiet", "a=1"]
+    assert not [words for words in host.log if words[0] == "grubby"]
+
+
+def test_several_values_of_a_name_are_not_given_to_grubby(tmp_path: Path) -> None:
+    host = Rhel(tmp_path, grubby=True)
+    consoles = ["console=tty0", "console=ttyS1"]
+    host.face("kernel_cmdline", present=consoles).present(check=False)
+    assert [word for word in words(host, NEW) if word.startswith("console=")] == consoles
     assert not [words for words in host.log if words[0] == "grubby"]
 
 
