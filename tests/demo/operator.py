@@ -133,6 +133,7 @@ class Operator:
         self.collections = collections or folder / "collections"
         self.reports = folder / "report"
         self.logs = folder / "log"
+        self.environment: dict[str, str] = {}  # of every run, besides the usual
 
     def install(self) -> str:
         """Build the collection and install it as from a file; returns its version."""
@@ -172,7 +173,7 @@ class Operator:
             write_yaml(extra, variables)
             command += ["-e", f"@{extra}"]
         command += [f"topovirt.kvm.{playbook}", *arguments]
-        env = workspace.environment(os.environ, self.collections)
+        env = workspace.environment(os.environ, self.collections) | self.environment
         env["ANSIBLE_CONFIG"] = str(self.folder / "ansible.cfg")
         status = progress.run_logged(
             command, log, env, self.folder, on_beat=(lambda seconds: beat(seconds, log)) if beat else None

@@ -8,6 +8,9 @@ agree       the recorded tree of the machine is what the booted kernel shows, an
 in-use      devices that the host uses are in the passthrough set: one refusal names them all, nothing changes
 no-iommu    a server whose IOMMU is off in firmware is refused, nothing changes
 predict     run convert-to-kvm in check mode, then for real: the same tasks change something
+plain       install the packages without the collection, and keep what they bring by themselves
+truth       convert-to-kvm in check mode, then for real, both held to what an observer sees and to the journal
+truth-back  the same of convert-to-bare-metal, after truth
 refuse      bad input, each refused with its reason and without a change
 settle      wait for the guests; those that the emulated CPU hung are reset, and that is told
 guest-lstopo  lstopo says of each running guest's kernel what the reader says
@@ -31,7 +34,7 @@ from typing import Any
 
 from tests.bench import on_server
 from tests.bench.against_lstopo import CHECKS
-from tests.demo import controls, steady, story, trials
+from tests.demo import controls, steady, story, trials, truth
 from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
@@ -256,7 +259,8 @@ def destroy(mine: Operator) -> None:
 STEPS: dict[str, Callable[[Operator], None]] = {
     "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu,
     "predict": predict, "refuse": refuse, "settle": settle, "guest-lstopo": ask_lstopo, "controls": flag_controls,
-    "tenants": tenants, **{name: trial(step) for name, step in trials.STEPS.items()},
+    "tenants": tenants, "plain": truth.install_plainly, "truth": truth.convert, "truth-back": truth.back,
+    **{name: trial(step) for name, step in trials.STEPS.items()},
     "as-before": as_before, "destroy": destroy,
 }  # fmt: skip
 

@@ -115,7 +115,7 @@ def reboot(server: Server) -> float:
     raise Failure(f"the server does not answer {BACK_SECONDS} s after its reboot")
 
 
-def judge(mine: Operator, before: dict[str, Any], sabotage: Sabotage, console: Console, seconds: float) -> None:
+def judge(mine: Operator, before: dict[str, Any], sabotage: Sabotage, console: Console, took: str) -> None:
     """It failed as meant, and the host is as it was.
 
     :raises Failure: otherwise.
@@ -128,9 +128,7 @@ def judge(mine: Operator, before: dict[str, Any], sabotage: Sabotage, console: C
     if differences:
         raise Failure(f"{sabotage.title}: not as before: {'; '.join(differences[:20])}")
     mine.server.copy_from(sabotage.tidy)
-    progress.say(
-        f"{sabotage.title}: the host answers again after {progress.clock(seconds)}; {', '.join(PARTS)} as before"
-    )
+    progress.say(f"{sabotage.title}: the host answers again, {took}; {', '.join(PARTS)} as before")
 
 
 def demand_words(played: Played, text: str) -> None:
@@ -147,7 +145,8 @@ def panic(mine: Operator, before: dict[str, Any]) -> None:
         raise Failure(f"a conversion whose trial boot panicked passed (log: {played.log})")
     demand_words(played, played.reason)
     progress.say(f"convert-to-kvm: {played.reason}")
-    judge(mine, before, KERNEL_PANIC, console, time.monotonic() - begin)
+    took = progress.clock(time.monotonic() - begin)
+    judge(mine, before, KERNEL_PANIC, console, f"{took} after the start of the playbook")
 
 
 def by_hand(mine: Operator, before: dict[str, Any], name: str, sabotage: Sabotage) -> None:
@@ -157,7 +156,8 @@ def by_hand(mine: Operator, before: dict[str, Any], name: str, sabotage: Sabotag
     demand_words(played, played.text)
     mine.server.copy_from(sabotage.do)
     console = Console(mine.server)
-    judge(mine, before, sabotage, console, reboot(mine.server))
+    took = progress.clock(reboot(mine.server))
+    judge(mine, before, sabotage, console, f"{took} after its reboot began")
 
 
 def no_root(mine: Operator, before: dict[str, Any]) -> None:

@@ -40,18 +40,7 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
     changes_nothing = check_mode or phase in _READING
     with contextlib.nullcontext() if changes_nothing else host_lock(root, f"host_state ({phase})"):
         report = _run(runner(root, run), state, phase, params, check_mode)
-    return {
-        "changed": report.changed and phase != "plan",
-        "pending": report.changed,
-        "id": report.id,
-        "journal_state": report.state,
-        **shown(report.plan),
-        "reboot_required": report.reboot_required,
-        "differences": report.differences,
-        "kept": report.kept,
-        "confirm_within": report.confirm_within,
-        "warnings": report.warnings,
-    }
+    return as_result(report, phase)
 
 
 def runner(root: Path, run: Run) -> Runner:
@@ -81,6 +70,22 @@ def shown(changes: Sequence[Change]) -> Dict[str, Any]:
     """Changes as a module returns them, and what ``--diff`` shows; a directory comes with the file in it."""
     visible = [change for change in changes if change.kind != "directory"]
     return {"plan": [describe(change) for change in visible], "diff": [_diff(change) for change in visible]}
+
+
+def as_result(report: Report, phase: str) -> Dict[str, Any]:
+    """What the module returns of a phase."""
+    return {
+        "changed": report.changed and phase != "plan",
+        "pending": report.changed,
+        "id": report.id,
+        "journal_state": report.state,
+        **shown(report.plan),
+        "reboot_required": report.reboot_required,
+        "differences": report.differences,
+        "kept": report.kept,
+        "confirm_within": report.confirm_within,
+        "warnings": report.warnings,
+    }
 
 
 def complaint(result: Mapping[str, Any]) -> str:

@@ -79,22 +79,28 @@ class Packages(Step):
             (self.name, "interval", str(number + 1)), {"inventory": saved, "packages": sorted(packages)}, None
         )
 
-    def close(self) -> None:
-        """Find out what the installation brought."""
+    def close(self) -> List[str]:
+        """Find out what the installation brought; returns the topmost paths, unless that was done before."""
         journal = self.context.journal
         number = _intervals(journal)
         if not number or journal.note(f"packages/{number}") is not None:
-            return
-        touched = journal.first_priors()[(self.name, "interval", str(number))]
-        journal.add_note(f"packages/{number}", {"changes": journal.save(inventory.pack(self._brought(touched)))})
-
-    def brought_now(self) -> List[str]:
-        """Topmost paths that the newest interval brought."""
-        number = _intervals(self.context.journal)
-        if not number:
             return []
-        interval = self.context.journal.first_priors()[(self.name, "interval", str(number))]
-        return list(self._changes(number, interval)["created"])
+        touched = journal.first_priors()[(self.name, "interval", str(number))]
+        brought = self._brought(touched)
+        journal.outcome(touched["seq"])
+        journal.add_note(f"packages/{number}", {"changes": journal.save(inventory.pack(brought))})
+        return list(brought["created"])
+
+    def brought(self) -> List[str]:
+        """Topmost paths that all intervals brought which are not taken back."""
+        journal = self.context.journal
+        keys = [(self.name, "interval", str(number)) for number in range(1, _intervals(journal) + 1)]
+        return [
+            path
+            for key in keys
+            if key not in journal.undone()
+            for path in self._changes(int(key[2]), journal.first_priors()[key])["created"]
+        ]
 
     def _brought(self, interval: Dict[str, Any]) -> Dict[str, Any]:
         before = inventory.unpack(self.context.journal.load(interval["prior"]["inventory"]))

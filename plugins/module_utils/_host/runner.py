@@ -11,6 +11,7 @@ Every phase may be repeated, and continues where an earlier run was cut off.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type
@@ -143,8 +144,7 @@ class Runner:
         still = Packages(context).differences()
         if still:
             raise TopovirtError(f"Packages are missing:{guard.as_list(still)}", "Install them, then run again.")
-        Packages(context).close()
-        shown = self._as_recorded(context, due)
+        shown = self._as_recorded(due, Packages(context).close())
         failed = Boot(context).failed_trial()
         self._make(context, due)
         if due and context.journal.state == "recorded":
@@ -214,10 +214,14 @@ class Runner:
         return report
 
     def finish(self, discard: bool, check: bool) -> Report:
-        """The second half, under the old boot entry: everything else, then the journal itself."""
+        """The second half, under the old boot entry: everything else, then the journal itself.
+
+        Check mode takes it that the first half was done before, as in the real run.
+        """
         report = self.plan_back(discard)
         context = self._context_back()
         if check:
+            report.plan = [change for change in report.plan if not self._step(context, change.step).early()]
             return report
         if report.reboot_required:
             raise TopovirtError(
@@ -286,7 +290,9 @@ class Runner:
 
         :raises TopovirtError: where the host is of a kind for which none can be planned.
         """
-        obstacles = [*boot_obstacles(self.root, self.run), *PcieAccess(context).obstacles()]
+        obstacles = boot_obstacles(self.root, self.run)
+        for step in (PcieAccess(context), Tuned(context)):
+            obstacles += step.obstacles()
         if obstacles:
             self._raise([*self._reasons(context, True), *obstacles])  # what is not planned is not weighed for space
         return chained(unique([change for step in self._steps(context) for change in step.plan()]))
@@ -342,16 +348,11 @@ class Runner:
                 context.journal.outcome(number)
         self._reload(context)
 
-    def _as_recorded(self, context: Context, changes: Sequence[Change]) -> List[Change]:
+    @staticmethod
+    def _as_recorded(changes: Sequence[Change], brought: Sequence[str]) -> List[Change]:
         """Changes as seen from the state that was recorded: a file that a package has brought since was not there."""
-        if not any(change.kind == "file" and change.before is not None for change in changes):
-            return list(changes)
-        brought = Packages(context).brought_now()
         return [
-            replace(change, before=None)
-            if change.kind == "file"
-            and any(change.what == path or change.what.startswith(f"{path}/") for path in brought)
-            else change
+            replace(change, before=None) if change.kind == "file" and _lies_in(change.what, brought) else change
             for change in changes
         ]
 
@@ -377,10 +378,21 @@ class Runner:
             self.run(["systemctl", "daemon-reload"])
 
     def _planned_back(self, context: Context) -> List[Change]:
-        return [
-            Change(record["step"], record["change"], record["what"], record["after"], record["prior"], "undo")
-            for record in self._open(context)
-        ]
+        """What is put back, and to what: a file that a package brought goes with it, one that is gone needs nothing,
+        and of a path that several changes touched the oldest state counts."""
+        brought = Packages(context).brought()
+        records = self._open(context)
+        oldest = {record["what"]: record for record in records if _is_of_path(record)}
+        changes = []
+        for record in records:
+            what, prior = record["what"], record["prior"]
+            if _is_of_path(record):
+                prior = {"type": "absent"} if _lies_in(what, brought) else prior
+                gone = prior["type"] == "absent" and not os.path.lexists(self.root / what)
+                if gone or oldest[what] is not record:
+                    continue
+            changes.append(Change(record["step"], record["change"], what, record["after"], prior, "undo"))
+        return changes
 
     def _report(self, context: Context, changes: List[Change], changed: bool) -> Report:
         return Report(context.id, context.journal.state, changes, changed, any(c.reboot for c in changes))
@@ -403,6 +415,15 @@ def chained(changes: Sequence[Change]) -> List[Change]:
         else:
             result.append(change)
     return result
+
+
+def _is_of_path(record: Record) -> bool:
+    """Whether its prior state is that of a path, see ``files.State``."""
+    return isinstance(record["prior"], dict) and "type" in record["prior"]
+
+
+def _lies_in(what: str, paths: Sequence[str]) -> bool:
+    return any(what == path or what.startswith(f"{path}/") for path in paths)
 
 
 def _text(path: Path) -> str:

@@ -35,8 +35,8 @@ OLD_PACKAGES = ("python3.9-minimal", "libpython3.9-minimal", "libpython3.9-stdli
 #: What that Python needs and the image's own suite has no more.
 OLD_LIBRARIES = ("libcrypto.so.1.1", "libssl.so.1.1", "libffi.so.7*", "libmpdec.so.*")
 BINDING = "python3-libvirt"
-#: Comes with the binding's package and is replaced by ours.
-REPLACED = {"libvirt0", BINDING}
+#: Come with the binding and are replaced by ours.
+REPLACED = {"libvirt0", "libvirt-common"}
 
 
 def state(mirror: debian.Mirror, release: Rhel) -> str:

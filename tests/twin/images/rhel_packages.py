@@ -149,9 +149,13 @@ HYPERVISOR = (
         ),
     ),
     Package("qemu-img", "qemu-system-x86", epoch=17, files=("/usr/bin/qemu-*",)),
-    Package("edk2-ovmf", "ovmf", files=("/usr/share/edk2", "/usr/share/qemu/firmware")),
+    Package("edk2-ovmf", "ovmf", files=("/usr/share/edk2", "%dir /usr/share/qemu", "/usr/share/qemu/firmware")),
     Package("seabios-bin", "seabios", files=("/usr/share/seabios",)),
-    Package("ipxe-roms-qemu", "ipxe-qemu", files=("/usr/share/qemu/pxe-*.rom", "/usr/share/qemu/efi-*.rom")),
+    Package(
+        "ipxe-roms-qemu",
+        "ipxe-qemu",
+        files=("%dir /usr/share/qemu", "/usr/share/qemu/pxe-*.rom", "/usr/share/qemu/efi-*.rom"),
+    ),
 )
 
 VIRTUALIZATION = (

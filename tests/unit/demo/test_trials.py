@@ -37,7 +37,7 @@ def judge(monkeypatch: pytest.MonkeyPatch, mine: Operator, said: str, now: dict[
     with (mine.server.directory / "serial.log").open("a") as log:
         log.write(said)
     monkeypatch.setattr(trials, "record", lambda server: {**BEFORE, "files": {"/new": []}, **now})
-    trials.judge(mine, BEFORE, SABOTAGE, console, 1.0)
+    trials.judge(mine, BEFORE, SABOTAGE, console, "soon")
 
 
 def test_a_host_that_recovered(monkeypatch: pytest.MonkeyPatch, mine: Operator) -> None:

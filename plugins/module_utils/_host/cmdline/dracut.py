@@ -10,10 +10,7 @@ from typing import Dict, List, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.early_binding import MODULES, early_script
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.initramfs import Initramfs, lay
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import remove_tree
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE
 
-_TREE = STATE / "dracut"
 SCRIPT = "usr/lib/topovirt/bind"
 UNIT = "topovirt-bind.service"
 
@@ -53,9 +50,9 @@ class Dracut(Initramfs):
             "etc/systemd/system/systemd-udevd.service.d/topovirt.conf": DROP_IN_TEXT,
         }
 
-    def _command(self, additions: Dict[str, str], kernel: str, target: Path) -> List[str]:
-        tree = self._root / _TREE
-        remove_tree(tree)
+    def _lay_out(self, tree: Path, additions: Dict[str, str]) -> None:
         lay(tree, additions, 0o644)
+
+    def _command(self, tree: Path, kernel: str, target: Path) -> List[str]:
         drivers = ["--add-drivers", " ".join(MODULES)]
         return [self.program, "--force", "--kver", kernel, *drivers, "--include", str(tree), "/", str(target)]

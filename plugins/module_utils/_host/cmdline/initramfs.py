@@ -12,9 +12,10 @@ from typing import ClassVar, Dict, List, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest, remove_tree, sync_directory
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, TOKEN, Run
 
 _BOOT = Path("boot")
+_TREE = STATE / "initramfs"  # there while an image is built
 
 
 class Initramfs(ABC):
@@ -54,8 +55,13 @@ class Initramfs(ABC):
 
         :raises TopovirtError: with what the program says; nothing is left behind.
         """
-        kernel, new = self.kernel_of(image.name), image.with_name(f"{image.name}.new")
-        status, out, errors = self._run(self._command(self._additions(identity, devices), kernel, new))
+        kernel, new, tree = self.kernel_of(image.name), image.with_name(f"{image.name}.new"), self._root / _TREE
+        remove_tree(tree)
+        try:
+            self._lay_out(tree, self._additions(identity, devices))
+            status, out, errors = self._run(self._command(tree, kernel, new))
+        finally:
+            remove_tree(tree)
         if status != 0 or not new.is_file():
             remove_tree(new)
             raise TopovirtError(
@@ -72,8 +78,12 @@ class Initramfs(ABC):
         """Files that the image has besides the host's own, by path."""
 
     @abstractmethod
-    def _command(self, additions: Dict[str, str], kernel: str, target: Path) -> List[str]:
-        """Lay the additions out below our own state directory and say what builds the image."""
+    def _lay_out(self, tree: Path, additions: Dict[str, str]) -> None:
+        """Make the directory ``tree`` that the program takes the additions from."""
+
+    @abstractmethod
+    def _command(self, tree: Path, kernel: str, target: Path) -> List[str]:
+        """What builds the image."""
 
 
 def lay(tree: Path, files: Dict[str, str], mode: int) -> None:

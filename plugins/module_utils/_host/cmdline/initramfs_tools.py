@@ -11,11 +11,9 @@ from typing import Dict, List, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.early_binding import MODULES, early_script
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.initramfs import Initramfs, lay
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import remove_tree
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE, TOKEN
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN
 
 _HOST_CONFIGURATION = "etc/initramfs-tools"
-_CONFIGURATION = STATE / "initramfs-tools"
 _PREREQUISITES = 'case "$1" in prereqs) echo; exit 0 ;; esac\n'
 
 HOOK = f"""\
@@ -46,10 +44,10 @@ class InitramfsTools(Initramfs):
     def _additions(self, identity: str, devices: Sequence[str]) -> Dict[str, str]:
         return {f"hooks/{TOKEN}": HOOK, f"scripts/init-top/{TOKEN}": HEAD + early_script(identity, devices)}
 
-    def _command(self, additions: Dict[str, str], kernel: str, target: Path) -> List[str]:
-        configuration = self._root / _CONFIGURATION
-        remove_tree(configuration)
+    def _lay_out(self, tree: Path, additions: Dict[str, str]) -> None:
         if (self._root / _HOST_CONFIGURATION).is_dir():
-            shutil.copytree(self._root / _HOST_CONFIGURATION, configuration, symlinks=True)
-        lay(configuration, additions, 0o755)
-        return [self.program, "-d", str(configuration), "-o", str(target), kernel]
+            shutil.copytree(self._root / _HOST_CONFIGURATION, tree, symlinks=True)
+        lay(tree, additions, 0o755)
+
+    def _command(self, tree: Path, kernel: str, target: Path) -> List[str]:
+        return [self.program, "-d", str(tree), "-o", str(target), kernel]

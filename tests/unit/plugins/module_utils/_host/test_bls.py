@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -172,11 +173,17 @@ def test_an_initramfs_that_cannot_be_built_leaves_nothing(host: FakeRedHat, monk
     assert not list((host.root / "boot").glob("topovirt*"))
 
 
-def test_the_unit_in_the_initramfs_runs_the_script_before_drivers_are_loaded(host: FakeRedHat) -> None:
+def test_the_unit_in_the_initramfs_runs_the_script_before_drivers_are_loaded(host: FakeRedHat, tmp_path: Path) -> None:
     """What systemd needs for it: the unit, something that wants it, and a script that is shell."""
     image = host.root / f"boot/topovirt-cafe0001-initramfs-{KERNEL}.img"
-    Dracut(host.root, host.run).build("cafe0001", ["0000:23:00.0"], image)
-    tree = host.root / "var/lib/topovirt/dracut"
+    tree = tmp_path / "tree"
+
+    def dracut(words: list[str]) -> tuple[int, str, str]:
+        shutil.copytree(words[words.index("--include") + 1], tree)
+        return host.run(words)
+
+    Dracut(host.root, dracut).build("cafe0001", ["0000:23:00.0"], image)
+    assert not list((host.root / "var/lib/topovirt").iterdir())  # what it was built from is not left behind
     unit = (tree / "etc/systemd/system/topovirt-bind.service").read_text()
     assert "Before=systemd-udevd.service" in unit and "DefaultDependencies=no" in unit
     started = next(line for line in unit.splitlines() if line.startswith("ExecStart=")).split()[-1]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -95,8 +96,14 @@ def test_the_early_script_is_shell_and_acts_under_the_token_only(host: FakeHost,
     """Run for real, with the sysfs of the fake host and programs that only log."""
     devices = ["0000:23:00.0", "0000:93:00.0"]
     host.write("log", "")
-    InitramfsTools(host.root, host.run).build("cafe0001", devices, host.root / IMAGE)
-    script = (host.root / "var/lib/topovirt/initramfs-tools/scripts/init-top/topovirt").read_text()
+
+    def mkinitramfs(words: list[str]) -> tuple[int, str, str]:
+        shutil.copytree(words[words.index("-d") + 1], tmp_path / "tree")
+        return host.run(words)
+
+    InitramfsTools(host.root, mkinitramfs).build("cafe0001", devices, host.root / IMAGE)
+    assert not list((host.root / "var/lib/topovirt").iterdir())  # what it was built from is not left behind
+    script = (tmp_path / "tree/scripts/init-top/topovirt").read_text()
     script = script.replace("/proc/cmdline", f"{host.root}/proc/cmdline").replace("=/sys", f"={host.root}/sys")
     script = script.replace("modprobe ", f"echo modprobe >> {host.root}/log ")
     probe = host.root / "sys/bus/pci/drivers_probe"

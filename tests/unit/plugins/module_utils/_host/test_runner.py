@@ -196,6 +196,17 @@ def test_a_tuned_that_was_there_gets_its_profile_back(host: FakeHost) -> None:
     assert host.snapshot() == before
 
 
+def test_a_profile_with_kernel_arguments_of_its_own_is_not_switched(host: FakeHost) -> None:
+    host.install("tuned")
+    host.write("etc/tuned/active_profile", "cpu-partitioning\n")
+    host.write("etc/tuned/bootcmdline", 'TUNED_BOOT_CMDLINE="nohz=on isolcpus=2-3"\nTUNED_BOOT_INITRD_ADD=""\n')
+    host.reboot()
+    with pytest.raises(TopovirtError, match=r"profile cpu-partitioning sets kernel arguments \(nohz=on isolcpus=2-3\)"):
+        host.runner().plan(host.wanted)
+    assert host.convert({**host.wanted, "tuned": False})
+    assert host.tuned_active == "cpu-partitioning"
+
+
 def test_a_service_that_was_off_is_off_again(host: FakeHost) -> None:
     host.install(*host.wanted["packages"])
     host.units[host.daemon] = {"enabled": "disabled", "active": False}
