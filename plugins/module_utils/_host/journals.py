@@ -30,20 +30,9 @@ class Journals:
     def show(self) -> Dict[str, Any]:
         """What is in them.
 
-        :raises TopovirtError: for a journal that is damaged, newer or of another host.
+        :raises TopovirtError: as ``journal_summary`` does.
         """
-        journal = Journal(self.root)
-        return {
-            "state": journal.state,
-            "id": journal.id,
-            "committed": committed_state(self.root) or {},
-            "touched": touched(journal),
-            "faces": [
-                {"name": name, "state": own.state, "touched": touched(own)}
-                for name in faces_in_force(self.root)
-                for own in [Journal(self.root, FACES / name)]
-            ],
-        }
+        return journal_summary(self.root)
 
     def verify(self) -> Dict[str, Any]:
         """Whether everything that a way back needs is there, and what became of what was touched.
@@ -91,8 +80,26 @@ class Journals:
         return done
 
 
-def touched(journal: Journal) -> List[Dict[str, Any]]:
-    """Everything that was touched, in the order of the first touch, as ``host_journal`` returns it."""
+def journal_summary(root: Path) -> Dict[str, Any]:
+    """What is in all journals of a host.
+
+    :raises TopovirtError: for a journal that is damaged, newer or of another host.
+    """
+    journal = Journal(root)
+    return {
+        "state": journal.state,
+        "id": journal.id,
+        "committed": committed_state(root) or {},
+        "touched": _touched(journal),
+        "faces": [
+            {"name": name, "state": own.state, "touched": _touched(own)}
+            for name in faces_in_force(root)
+            for own in [Journal(root, FACES / name)]
+        ],
+    }
+
+
+def _touched(journal: Journal) -> List[Dict[str, Any]]:
     done = set(journal.undone())
     outcomes = {record["of"] for record in journal.records if record["kind"] == "outcome"}
     return [

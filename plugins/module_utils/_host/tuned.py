@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.arguments import split
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.package_manager import package_manager, plain_name
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run, output
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step
@@ -21,7 +22,7 @@ _PROFILES = (f"etc/tuned/profiles/{PROFILE}/tuned.conf", f"etc/tuned/{PROFILE}/t
 _DROP_IN = "etc/systemd/system/tuned.service.d/topovirt.conf"
 _ACTIVE = "etc/tuned/active_profile"
 # What TuneD has put on the kernel command line (its boot loader plugin).
-_BOOT = "etc/tuned/bootcmdline"
+BOOT = "etc/tuned/bootcmdline"
 _MODE = "etc/tuned/profile_mode"
 
 # Strictly placed guests must not have their memory moved by automatic balancing. Kernel work without a place of its own
@@ -58,13 +59,12 @@ class Tuned(Step):
         active = self.read()["active"]
         if not self.context.wanted.tuned or active in (None, PROFILE):
             return []
-        path = self.context.root / _BOOT
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        words = re.search(r"""^TUNED_BOOT_CMDLINE=["']?(.*?)["']?\s*$""", text, re.MULTILINE)
-        if words is None or not words[1].strip():
+        path = self.context.root / BOOT
+        words = boot_words(path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "")
+        if not words:
             return []
         return [
-            f"the TuneD profile {active} sets kernel arguments ({words[1].strip()}), which TuneD takes from all boot "
+            f"the TuneD profile {active} sets kernel arguments ({' '.join(words)}), which TuneD takes from all boot "
             f"entries when another profile is chosen: choose one without first, or keep it with kvm_host_tuned: false"
         ]
 
@@ -112,6 +112,12 @@ class Tuned(Step):
         else:
             names = first["prior"]["packages"]
         return _PACKAGE not in {plain_name(name) for name in names}
+
+
+def boot_words(text: str) -> Tuple[str, ...]:
+    """Kernel arguments of the active profile, by the text of the file in which TuneD keeps them."""
+    found = re.findall(r"""^TUNED_BOOT_CMDLINE=["']?(.*?)["']?\s*$""", text, re.MULTILINE)
+    return split(found[-1]) if found else ()
 
 
 def active_profile(run: Run) -> Optional[str]:

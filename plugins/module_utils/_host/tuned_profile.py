@@ -32,8 +32,10 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     Touched,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.tuned import (
+    BOOT,
     PROFILE,
     active_profile,
+    boot_words,
     plan_profile,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
@@ -42,14 +44,13 @@ _UNIT = "tuned.service"
 _PLACES = ("etc/tuned/profiles", "etc/tuned", "usr/lib/tuned/profiles", "usr/lib/tuned")
 _VARIABLES = "etc/tuned/cpu-partitioning-variables.conf"
 _MODE = "etc/tuned/profile_mode"
-_BOOT = "etc/tuned/bootcmdline"
 _ENVIRONMENTS = ("boot/grub2/grubenv", "boot/grub/grubenv")
 _BOOT_VARIABLES = ("tuned_params", "tuned_initrd")
 # What TuneD and its boot loader plugin write when a profile is switched (plugin_bootloader.py of TuneD 2.2x).
 _WRITTEN = (
     "etc/tuned/active_profile",
     _MODE,
-    _BOOT,
+    BOOT,
     *_ENVIRONMENTS,
     "boot/grub2/grub.cfg",
     "boot/grub/grub.cfg",
@@ -103,11 +104,11 @@ class TunedProfile(Step):
     def reboot_required(self) -> bool:
         """Whether the running kernel lacks arguments of the active profile, or has those that the way back takes."""
         running = set(split(self.context.topology["host"]["cmdline"]))
-        profile = set(self._boot_words(self._text(_BOOT)))
+        profile = set(boot_words(self._text(BOOT)))
         if self._wanted is not None:
             return bool(profile - running)
-        states = [prior["files"][_BOOT] for prior in self._priors()]
-        before = {word for state in states for word in self._boot_words(self._content(state))}
+        states = [prior["files"][BOOT] for prior in self._priors()]
+        before = {word for state in states for word in boot_words(self._content(state))}
         return bool((profile - before) & running)
 
     def differences(self) -> List[str]:
@@ -221,12 +222,6 @@ class TunedProfile(Step):
 
     def _content(self, state: State) -> str:
         return (content(state, self.context.journal.load) or b"").decode("utf-8", "replace")
-
-    @staticmethod
-    def _boot_words(text: str) -> Sequence[str]:
-        """Words of ``TUNED_BOOT_CMDLINE`` in /etc/tuned/bootcmdline."""
-        found = re.findall(r'^TUNED_BOOT_CMDLINE="(.*)"$', text, re.MULTILINE)
-        return split(found[-1]) if found else ()
 
     def _text(self, path: str) -> str:
         file = self._path(path)

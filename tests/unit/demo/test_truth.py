@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import as_result
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journals import touched as in_journal
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.journals import journal_summary
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.services import Services
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.tuned import Tuned
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import FakeHost
@@ -97,7 +96,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     host = FakeHost(tmp_path / "host")
     monkeypatch.setattr(truth, "MEASURED", tmp_path / "measured")
     monkeypatch.setattr(truth, "look", lambda server: observe(host))
-    monkeypatch.setattr(truth.Watch, "touched", lambda self, name: in_journal(Journal(host.root)))
+    monkeypatch.setattr(truth.Watch, "touched", lambda self, name: journal_summary(host.root)["touched"])
     return Workplace(host, tmp_path / "work")
 
 

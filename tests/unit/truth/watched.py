@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import as_result
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.journals import touched as in_journal
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.journals import journal_summary
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import FakeHost
 
 from tests.truth.effects import changes_of
@@ -32,7 +31,7 @@ def plain_installation(kind: type[FakeHost], root: Path, *, wanted: dict[str, An
 def conversion(host: FakeHost, wanted: dict[str, Any] | None = None, plain: Observed | None = None) -> Evidence:
     """All phases as the role runs them, in check mode and for real."""
     wanted, runner = wanted or host.wanted, host.runner()
-    before, touched = observe(host), in_journal(Journal(host.root))
+    before, touched = observe(host), journal_summary(host.root)["touched"]
     bytes_before = host.snapshot()
     phases = ("record", "apply", "commit")
     predicted = [c for p in phases for c in changes_of(as_result(getattr(runner, p)(wanted, check=True), p))]
@@ -46,14 +45,14 @@ def conversion(host: FakeHost, wanted: dict[str, Any] | None = None, plain: Obse
     if applied.reboot_required:
         host.reboot()
     reported += changes_of(as_result(runner.commit(wanted, check=False), "commit"))
-    journal = journalled(touched, in_journal(Journal(host.root)))
+    journal = journalled(touched, journal_summary(host.root)["touched"])
     return Evidence(predicted, reported, journal, observed(before, observe(host)), plain)
 
 
 def way_back(host: FakeHost, original: Things, plain: Observed | None = None) -> Evidence:
     """Both halves as the role runs them, in check mode and for real."""
     runner = host.runner()
-    before, touched = observe(host), in_journal(Journal(host.root))
+    before, touched = observe(host), journal_summary(host.root)["touched"]
     bytes_before = host.snapshot()
     phases = ("undo", "finish")
     predicted = [c for p in phases for c in changes_of(as_result(getattr(runner, p)(False, True), p))]
@@ -65,7 +64,7 @@ def way_back(host: FakeHost, original: Things, plain: Observed | None = None) ->
     if undone.reboot_required:
         host.reboot()
     reported += changes_of(as_result(runner.finish(False, False), "finish"))
-    journal = journalled(touched, in_journal(Journal(host.root)))
+    journal = journalled(touched, journal_summary(host.root)["touched"])
     return Evidence(predicted, reported, journal, observed(before, observe(host)), plain, original)
 
 
