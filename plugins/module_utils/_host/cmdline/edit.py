@@ -38,7 +38,11 @@ class Edit:
         """Both edits, of which the later one counts where they speak of the same."""
         absent = [word for word in self.absent if word not in later.absent]
         absent = [word for word in absent if not any(name_of(word) == name_of(new) for new in later.present)]
-        return Edit((*later.of_rest(self.present), *later.present), (*absent, *later.absent))
+        present = (*later.of_rest(self.present), *later.present)
+        # Other values of a word do not come back when it goes itself: with it there was no other.
+        names = {name_of(word) for word in present}
+        displaced = [name_of(word) for word in self.present if name_of(word) not in names]
+        return Edit(present, tuple(dict.fromkeys((*absent, *displaced, *later.absent))))
 
 
 class Editor(ABC):

@@ -326,6 +326,17 @@ def test_a_later_wish_keeps_the_earlier_ones(debian: Debian) -> None:
     assert debian.snapshot() == before
 
 
+def test_a_word_that_goes_again_does_not_bring_back_what_it_displaced(debian: Debian) -> None:
+    """A file of somebody else says iommu=on all the time."""
+    debian.face("kernel_cmdline", present=["iommu=pt"]).present(check=False)
+    predicted = debian.face("kernel_cmdline", absent=["iommu=pt"]).present(check=True)
+    done = debian.face("kernel_cmdline", absent=["iommu=pt"]).present(check=False)
+    assert done.results == predicted.results
+    assert not [word for word in menu(debian)[f"{KERNEL} simple"] if word.startswith("iommu=")]
+    debian.face("kernel_cmdline", present=["iommu=soft"]).present(check=False)
+    assert [word for word in menu(debian)[f"{KERNEL} simple"] if word.startswith("iommu=")] == ["iommu=soft"]
+
+
 def test_names_in_the_drop_in_are_no_patterns(debian: Debian) -> None:
     alike = ["vfio-pci.ids", "con*", "vfio_pciXids=[0-9]"]
     debian.face("kernel_cmdline", present=["a=1"], absent=alike).present(check=False)
