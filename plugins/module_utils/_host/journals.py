@@ -16,6 +16,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import F
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import committed_state
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import Runner
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Done, Single
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import AS_BEFORE
 
 # Keys of a record whose value may be the name of saved bytes, which is their digest.
 _SAVED_BY = ("saved", "inventory", "changes", "plan")
@@ -67,10 +68,12 @@ class Journals:
                     f"The host runs the boot entry of its conversion (id {back.id}).",
                     "Run the playbook convert-to-bare-metal, which reboots in between. Nothing was changed.",
                 )
+            found = dict(runner.find())  # what waits for the reboot is as it was
             if not check:
                 runner.undo(discard=False, check=False)
                 done.kept += runner.finish(discard=False, check=False).kept
-            done.plan, done.changed = back.plan, True
+            done.plan = [change for change in back.plan if found.get(change.key) != AS_BEFORE]
+            done.changed = True
         for name in faces_in_force(self.root):
             part = self.single(name).restored(check)
             done.plan += part.plan

@@ -123,7 +123,9 @@ def test_a_conversion_that_does_not_run_yet_is_taken_back(host: FakeHost) -> Non
     before = host.snapshot()
     host.convert(until="apply")
     changed = host.snapshot()
-    assert journals(host).restore(check=True).plan
+    planned = {(change.kind, change.what) for change in journals(host).restore(check=True).plan}
+    assert ("file", UNIT) in planned
+    assert ("device", GPU0) not in planned  # the boot would have bound it
     assert host.snapshot() == changed
     assert journals(host).restore(check=False).changed
     assert host.snapshot() == before
