@@ -107,6 +107,8 @@ class Single:
             done.kept.append(f"{thing.kind} {_shown(thing)}: {state} meanwhile, so {told}")
             if rest is not None:
                 mended[thing.what] = rest
+                less = _less(step, self.root, thing.what, rest)
+                done.plan += [less] if less.before != rest else []
         done.reboot_required = step.reboot_required()
         if check:
             return done
