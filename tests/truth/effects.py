@@ -21,6 +21,7 @@ from tests.truth.things import (
     COMMAND_LINE,
     DEFAULT_ENTRY,
     NEXT_ENTRY,
+    POOL,
     PROFILE,
     Path,
     Thing,
@@ -32,7 +33,7 @@ from tests.truth.things import (
 
 Change = Mapping[str, Any]
 
-PATHS = ("file", "link", "removal", "initramfs", "directory")  # kinds of changes that are about a path
+PATHS = ("file", "link", "removal", "initramfs", "generated", "directory")  # kinds of changes that are about a path
 
 UNITS = "/etc/systemd/system/"
 _UNIT_FILE = re.compile(rf"{UNITS}([^/]+\.(?:service|socket|mount|timer|path|target))$")
@@ -40,6 +41,7 @@ _UNIT_LINK = re.compile(rf"{UNITS}[^/]+\.(?:wants|requires)/([^/]+)$")
 _PAGES_SCRIPT = "/var/lib/topovirt/hugepages.sh"
 _ACTIVE_PROFILE = "/etc/tuned/active_profile"
 _MENU = "/boot/grub/custom.cfg"
+_MENUS = (_MENU, "/boot/grub/grub.cfg")
 _ENTRY_FILE = re.compile(r"/boot/loader/entries/(.+)\.conf$")
 
 
@@ -60,9 +62,14 @@ class Effect(NamedTuple):
 
 
 def changes_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The changes of one result of ``host_state``, each with what ``--diff`` shows of it."""
+    """The changes of one result of a module, each with what ``--diff`` shows of it; of a file that a program makes,
+    with what the result says of the boot entries in it."""
     shown = [(diff["before"], diff["after"]) for diff in result["diff"]]
-    return [{**change, "diff": list(diff)} for change, diff in zip(result["plan"], shown, strict=True)]
+    found = [{**change, "diff": list(diff)} for change, diff in zip(result["plan"], shown, strict=True)]
+    for change in found:
+        if change["kind"] == "generated" and change["stage"] != "undo":
+            change["entries"] = {entry["id"]: " ".join(entry["after"]) for entry in result["entries"]}
+    return found
 
 
 # --- what is expected
@@ -79,6 +86,8 @@ ANY_FILE = Expected("a file", lambda found: isinstance(found, Path) and stat.S_I
 INSTALLED = Expected("installed", lambda found: found is not None and not str(found).startswith("rc"))
 ENABLED = Expected("enabled", lambda found: found is not None and found.enabled in ("enabled", "enabled-runtime"))
 RUNNING = Expected("enabled and active", lambda found: ENABLED.fits(found) and found.active is not False)
+WAITING = Expected("enabled and not active", lambda found: ENABLED.fits(found) and not found.active)
+_IDLE = Expected("not active", lambda found: found is None or not found.active)
 
 
 def file_with(text: str) -> Expected:
@@ -147,6 +156,26 @@ def _register(change: Change) -> tuple[Thing, Effect]:
     return Thing("register", change["what"]), Effect(after, before, True, change["step"])
 
 
+def _pages(change: Change) -> tuple[Thing, Effect]:
+    after, before = (exactly(change[when]) for when in ("after", "before"))
+    return _pool(change["what"]), Effect(after, before, True, change["step"])
+
+
+def _pool(path: str) -> Thing:
+    node, kib = POOL.search(path.rpartition("/")[0]).groups()  # type: ignore[union-attr]
+    return pages(node, kib)
+
+
+def _start(change: Change) -> tuple[Thing, Effect]:
+    return Thing("unit", change["what"]), Effect(RUNNING, _IDLE, True, change["step"])
+
+
+def _profile(change: Change) -> tuple[Thing, Effect]:
+    # One that is switched to again, since its files are others, is the same by name.
+    after, before = (exactly(change[when] or "") for when in ("after", "before"))
+    return PROFILE, Effect(after, before, change["after"] != change["before"], change["step"])
+
+
 def _default_entry(change: Change) -> tuple[Thing, Effect]:
     return DEFAULT_ENTRY, Effect(exactly(change["after"]), exactly(change["before"]), True, change["step"])
 
@@ -162,6 +191,10 @@ _KINDS: dict[str, Callable[[Change], tuple[Thing, Effect]]] = {
     "directory": _path(DIRECTORY, ABSENT),
     "removal": _path(ABSENT, THERE),
     "initramfs": _path(ANY_FILE, None),
+    "generated": _path(ANY_FILE, None),
+    "pages": _pages,
+    "start": _start,
+    "profile": _profile,
     "package": _package,
     "unit": _unit,
     "device": _device,
@@ -171,9 +204,10 @@ _KINDS: dict[str, Callable[[Change], tuple[Thing, Effect]]] = {
 }
 
 
-def effects(changes: Sequence[Change]) -> dict[Thing, Effect]:
+def effects(changes: Sequence[Change], booted: bool = True) -> dict[Thing, Effect]:
     """What the changes of a conversion leave behind when it has ended, the last of several on one thing.
 
+    :param booted: whether the host booted meanwhile, so that what is enabled may run.
     :raises KeyError: for a kind of change that is not known here: say above what it leaves behind.
     """
     found: dict[Thing, Effect] = {}
@@ -187,7 +221,7 @@ def effects(changes: Sequence[Change]) -> dict[Thing, Effect]:
     # What came and went again in one conversion leaves nothing behind.
     for thing in [thing for thing, effect in found.items() if (effect.before, effect.after) == (ABSENT, ABSENT)]:
         found[thing] = found[thing]._replace(direct=False)
-    for thing, effect in _consequences(changes):
+    for thing, effect in _consequences(changes, booted):
         found.setdefault(thing, effect)
     return found
 
@@ -195,31 +229,38 @@ def effects(changes: Sequence[Change]) -> dict[Thing, Effect]:
 # --- consequences
 
 
-def _consequences(changes: Sequence[Change]) -> Iterable[tuple[Thing, Effect]]:
+def _consequences(changes: Sequence[Change], booted: bool) -> Iterable[tuple[Thing, Effect]]:
     files = [change for change in changes if change["kind"] == "file"]
     first = {f"/{change['what']}": change for change in reversed(files)}
     last = {f"/{change['what']}": change for change in files}
     for path, change in last.items():
-        for thing, expected in _of_text(path, first[path]["diff"][0], change["diff"][1]):
+        for thing, expected in _of_text(path, first[path]["diff"][0], change["diff"][1], booted):
             yield thing, Effect(expected, None, False, change["step"])
     for change in changes:
         if change["kind"] == "link":
             name = _UNIT_LINK.match(f"/{change['what']}")
             if name:
-                yield Thing("unit", name.group(1)), Effect(ENABLED, None, False, change["step"])
+                state = ENABLED if booted or change["before"] is not None else WAITING
+                yield Thing("unit", name.group(1)), Effect(state, None, False, change["step"])
         elif change["kind"] == "removal":
             for thing, expected in _of_removal(f"/{change['what']}"):
                 yield thing, Effect(expected, None, False, change["step"])
+        elif change["kind"] == "generated":
+            for entry, line in change["entries"].items():
+                yield Thing("boot entry", entry), Effect(exactly(command_words(line)), None, False, change["step"])
+        elif change["kind"] == "profile":
+            named = file_with(f"{change['after'] or ''}\n")
+            yield Thing("path", _ACTIVE_PROFILE), Effect(named, None, False, change["step"])
         elif change["kind"] == "package":
             # By the package manager's own count: it is asked for by whoever runs the conversion.
             yield Thing("asked-for package", change["what"]), Effect(THERE, None, False, change["step"])
     yield from _booted(changes)
 
 
-def _of_text(path: str, before: str, text: str) -> Iterable[tuple[Thing, Expected]]:
+def _of_text(path: str, before: str, text: str, booted: bool = True) -> Iterable[tuple[Thing, Expected]]:
     unit, entry = _UNIT_FILE.match(path), _ENTRY_FILE.match(path)
     if unit:
-        yield Thing("unit", unit.group(1)), ENABLED
+        yield Thing("unit", unit.group(1)), ENABLED if booted or before else WAITING
     elif entry:
         yield Thing("boot entry", entry.group(1)), exactly(command_words(effective_host.loader_entry(text)))
     elif path == _MENU:
@@ -266,7 +307,21 @@ def _booted(changes: Sequence[Change]) -> Iterable[tuple[Thing, Effect]]:
 
 # What the plan of a way back calls the state that comes back.
 _BACK = {"absent": ABSENT, "the saved file": ANY_FILE, "the saved directory": DIRECTORY}
-_BACK_TO = {"unit": "unit", "device": "driver", "register": "register"}
+_BACK_TO: dict[str, Callable[[str], Thing]] = {
+    "unit": lambda what: Thing("unit", what),
+    "start": lambda what: Thing("unit", what),
+    "device": lambda what: Thing("driver", what),
+    "register": lambda what: Thing("register", what),
+    "pages": _pool,
+    "profile": lambda _what: PROFILE,
+}
+
+
+def thing_of(kind: str, what: str) -> Thing | None:
+    """What a change of this kind is about, where that is one thing that an observer sees."""
+    if kind in PATHS:
+        return Thing("path", f"/{what}")
+    return _BACK_TO[kind](what) if kind in _BACK_TO else None
 
 
 def effects_back(changes: Sequence[Change], original: Things, now: Things) -> dict[Thing, Effect]:
@@ -293,7 +348,14 @@ def effects_back(changes: Sequence[Change], original: Things, now: Things) -> di
             if kind == "next_entry":
                 back(COMMAND_LINE, change, False)
         elif kind in _BACK_TO:
-            back(Thing(_BACK_TO[kind], what), change, True)
+            back(_BACK_TO[kind](what), change, True)
+            if kind == "profile":
+                back(Thing("path", _ACTIVE_PROFILE), change, False)
+        elif kind == "file" and change["after"] == "present":  # of somebody else, who keeps the rest of it
+            thing, effect = _file(change)
+            found[thing] = effect
+            for other, expected in _of_text(thing.name, *change["diff"]):
+                found[other] = Effect(expected, None, False, change["step"])
         elif kind in PATHS:
             back(Thing("path", f"/{what}"), change, True)
             for thing in _hangs_on(f"/{what}", {*original, *now}):
@@ -314,7 +376,7 @@ def _hangs_on(path: str, known: Iterable[Thing]) -> Iterable[Thing]:
         yield Thing("unit", (unit or link).group(1))  # type: ignore[union-attr]
     elif entry:
         yield Thing("boot entry", entry.group(1))
-    elif path == _MENU:
+    elif path in _MENUS:
         yield from (thing for thing in known if thing.kind == "boot entry" or thing == DEFAULT_ENTRY)
     elif path == _ACTIVE_PROFILE:
         yield PROFILE

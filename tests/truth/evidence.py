@@ -19,6 +19,7 @@ class Evidence:
 
     :param plain: what its packages bring by themselves.
     :param original: of a way back: the host before its conversion.
+    :param booted: whether the host booted, or started what is new, between both looks at it.
     """
 
     predicted: list[dict[str, Any]]
@@ -27,10 +28,11 @@ class Evidence:
     seen: Observed
     plain: Observed | None
     original: Things | None = None
+    booted: bool = True
 
     def verdict(self) -> Verdict:
         expected: dict[Thing, Effect] = (
-            effects(self.predicted)
+            effects(self.predicted, self.booted)
             if self.original is None
             else effects_back(self.predicted, self.original, self.seen.before)
         )

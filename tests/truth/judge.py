@@ -10,46 +10,61 @@ What the changes are not, but come with them, is *attributed* to somebody, and c
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.truth.effects import PATHS, Change, Effect
+from tests.truth.effects import PATHS, Change, Effect, thing_of
 from tests.truth.things import COMMAND_LINE, Observed, Path, Thing, Things, Value
 
 # The journal, and what it saves (docs/architecture.md, "state on the host"); it is itself what the others are held to.
-RECORDS = ("/var/lib/topovirt/journal", "/var/lib/topovirt/saved")
+_RECORDS = re.compile(r"/var/lib/topovirt/(faces/\w+/)?(journal|saved)(/|$)")
+_THEIR_PLACES = re.compile(r"/var/lib/topovirt(/faces(/\w+)?)?$")
 # ACS of ports and ATS of devices, as the kernel sets them when the IOMMU is on (pci_std_enable_acs, pci_enable_ats):
 # by the command line, not by a step.
 KERNELS_ACS, KERNELS_ATS = 0x1D, 0x8000
 # Below it daemons keep their state: of a directory that packages brought there, the content is theirs, too.
 _DAEMONS = "/var/"
+# What TuneD writes besides /etc/tuned/active_profile when a profile is switched: its mode, its kernel arguments, and
+# through its boot loader plugin variables in GRUB's block and a reference to them in each boot entry. As documented of
+# the module tuned_profile, for /etc/tuned/active_profile and the profile in force are predicted.
+_TUNEDS = re.compile(r"/etc/tuned/(profile_mode|bootcmdline)$|/boot/loader/entries/[^/]+\.conf$")
+_TUNEDS_VARIABLES = ("tuned_params", "tuned_initrd")
 # What packages make in /etc and what of it is drawn by lot, so that no two installations are equal.
 _BY_LOT = {"/etc/libvirt/qemu/networks/default.xml": "uuid and MAC address of the network"}
 
 
 @dataclass(frozen=True)
 class Journalled:
-    """Keys (step, kind, what) of the journal before and after, by ``touched`` of ``host_journal``."""
+    """Keys (step, kind, what) of the journal before and after, by ``touched`` of ``host_journal``.
+
+    :param alone: of modules of one step, whose way back predicts what differs; that of a conversion predicts all.
+    """
 
     before: frozenset[tuple[str, str, str]]
     after: frozenset[tuple[str, str, str]]
     unfinished: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def new(self) -> frozenset[tuple[str, str, str]]:
         return self.after - self.before
 
 
-def journalled(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Journalled:
+def journalled(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], alone: bool = False
+) -> Journalled:
     """What two looks into the journal say; a thing that is back in its prior state is not in it any more."""
     first, second = (
         frozenset((item["step"], item["kind"], item["what"]) for item in touched if not item["undone"])
         for touched in (before, after)
     )
-    return Journalled(first, second, tuple(f"{i['step']}: {i['kind']} {i['what']}" for i in after if not i["done"]))
+    return Journalled(
+        first, second, tuple(f"{i['step']}: {i['kind']} {i['what']}" for i in after if not i["done"]), alone
+    )
 
 
 @dataclass
@@ -145,15 +160,26 @@ def _not_taken_from(predicted: Sequence[Change], journal: Journalled, seen: Obse
         return (step, "path", what) if kind in PATHS else (step, kind, what)  # several changes may be of one path
 
     own = {place(change["step"], change["kind"], change["what"]) for change in predicted}
+    # What stays, less what is ours, may be a copy that somebody made of a file of ours.
+    copies = {place(c["step"], c["kind"], c["what"]) for c in predicted if c["after"] == "present"}
     held = {
         place(*key)
         for key in journal.before
         if key[1] != "directory"  # goes with the files in it
         and (key[1] not in PATHS or Thing("path", f"/{key[2]}") in seen.before)  # gone already
+        and not (journal.alone and _as_it_was(key[1], key[2], seen))
     }
     yield from (f"journalled, but not predicted to be taken back: {' '.join(key)}" for key in sorted(held - own))
-    yield from (f"predicted to be taken back, but not journalled: {' '.join(key)}" for key in sorted(own - held))
+    yield from (
+        f"predicted to be taken back, but not journalled: {' '.join(key)}" for key in sorted(own - copies - held)
+    )
     yield from (f"still journalled after the way back: {' '.join(key)}" for key in sorted(journal.after))
+
+
+def _as_it_was(kind: str, what: str, seen: Observed) -> bool:
+    """Whether a way back, exact as it must be, left something as it found it."""
+    thing = thing_of(kind, what)
+    return thing is not None and thing not in seen.changes
 
 
 class Attribution:
@@ -163,6 +189,7 @@ class Attribution:
         self, predicted: Sequence[Change], expected: Mapping[Thing, Effect], seen: Observed, plain: Observed | None
     ) -> None:
         self._any = bool(predicted)
+        self._switches = any(change["kind"] == "profile" for change in predicted)
         self._seen = seen
         self._forth = [
             thing.name
@@ -182,11 +209,15 @@ class Attribution:
     def owner(self, thing: Thing, before: Value, after: Value) -> str:
         """In words, empty when it is nobody."""
         if thing.kind == "path":
-            if self._any and f"{thing.name}/".startswith(tuple(f"{place}/" for place in RECORDS)):
+            if self._any and _RECORDS.match(thing.name):
                 return "records of the journal"
-            one_is_none = (before is None) != (after is None)
-            if one_is_none and _is_directory(before or after) and self._holds_predicted(thing.name):
+            made_or_gone = (before is None) != (after is None) and _is_directory(before or after)
+            if made_or_gone and self._holds_predicted(thing.name):
                 return "directories of predicted files"
+            if self._any and made_or_gone and _THEIR_PLACES.match(thing.name):
+                return "records of the journal"
+        if self._switches and _is_tuneds(thing):
+            return "written by TuneD with its profile"
         if thing in self._brought and self._as_plain(thing, before, after):
             return "brought by packages"
         if thing.kind == "path" and thing.name.startswith(self._folders):
@@ -214,6 +245,12 @@ class Attribution:
 
     def _before(self, thing: Thing) -> Value:
         return self._brought[thing][0]
+
+
+def _is_tuneds(thing: Thing) -> bool:
+    if thing.kind == "path":
+        return bool(_TUNEDS.match(thing.name))
+    return thing.kind == "boot variable" and thing.name in _TUNEDS_VARIABLES
 
 
 def _kernels(thing: Thing, before: Value, after: Value) -> bool:

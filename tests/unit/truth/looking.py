@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +39,19 @@ def observe(host: FakeHost) -> dict[str, Any]:
 
 
 def units(host: FakeHost) -> dict[str, tuple[str, bool]]:
-    """Name -> enabled and active: those that packages brought, and those whose files lie in /etc."""
-    found = {name: (str(unit["enabled"]), bool(unit["active"])) for name, unit in host.units.items()}
-    arguments = (host.root / "proc/cmdline").read_text().split()
+    """Name -> enabled and active: those that packages brought, and those whose files lie in /etc, or did when they were
+    started."""
+    found = {
+        name: ("not-found" if unit.get("of_file") else str(unit["enabled"]), bool(unit["active"]))
+        for name, unit in host.units.items()
+        if unit["active"] or not unit.get("of_file")
+    }
     for path in sorted((host.root / "etc/systemd/system").iterdir()):
         if path.is_file():
             enabled = any((path.parent / folder / path.name).is_symlink() for folder in ("sysinit.target.wants",))
-            wanted = re.findall(r"^ConditionKernelCommandLine=(\S+)$", path.read_text(), re.MULTILINE)
-            found[path.name] = ("enabled" if enabled else "disabled", enabled and set(wanted) <= set(arguments))
+            known = host.units.get(path.name)
+            active = bool(known["active"]) if known else path.name in host.begun
+            found[path.name] = ("enabled" if enabled else "disabled", active)
     return found
 
 

@@ -5,157 +5,220 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.face import shown
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.faces import single
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journals import Journals
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Done, Single
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host import test_kernel_cmdline as cmdline_tests
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host import test_pci_binding as binding_tests
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host import test_pcie_acs as acs_tests
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host import test_tuned_profile as tuned_tests
-from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import NATIVE, FakeHost
+from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import GPU0, NIC0, NIC1, FakeHost
+from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_red_hat import FakeRedHat
 
-Things = dict[tuple[str, str], Any]
-# Check mode, the real run and a second one; returns how many things changed, as predicted.
-Hold = Callable[[Callable[[bool], dict[str, Any]], Callable[[], Things], Callable[[dict[str, Any]], Things]], int]
-Make = Callable[..., Single]
-
-# The collection's own records, and what the modules' documentation says that TuneD writes by itself.
-OWN = ("var/lib/topovirt/faces/", "run/topovirt")
-TUNED = ("etc/tuned/active_profile", "etc/tuned/profile_mode", "etc/tuned/bootcmdline", "boot/")
+from tests.truth.evidence import Evidence
+from tests.truth.things import Thing, Things, things
+from tests.unit.truth.looking import observe
+from tests.unit.truth.watched import alone, alone_back, watch
 
 
-def result(done: Done) -> dict[str, Any]:
-    said = {**shown(done.plan), **done.results}
-    return {"changed": done.changed, "reboot_required": done.reboot_required, "kept": done.kept, **said}
+class AcsRedHat(acs_tests.AcsHost, FakeRedHat):
+    """Switches with ACS below the other distribution."""
 
 
-def on_disk(root: Path, hidden: tuple[str, ...]) -> Things:
-    """What files hold and where links lead."""
-    found: Things = {}
-    for path in root.rglob("*"):
-        name = str(path.relative_to(root))
-        if not name.startswith((*OWN, *hidden)) and (path.is_symlink() or path.is_file()):
-            found["path", name] = os.readlink(path) if path.is_symlink() else path.read_bytes()
-    return found
+class TunedRedHat(tuned_tests.Host, FakeRedHat):
+    """TuneD below the other distribution, whose tool for GRUB's block has another name; its profile was chosen."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.write("etc/tuned/profile_mode", "manual\n")
+
+    def run(self, words: list[str]) -> tuple[int, str, str]:
+        return FakeHost.run(self, words) if words[0] == "grub-editenv" else super().run(words)
 
 
-def effects(said: dict[str, Any]) -> Things:
-    """What a plan says that things will be."""
-    texts = {diff["before_header"]: diff["after"] for diff in said["diff"]}
-    found: Things = {}
-    for change in said["plan"]:
-        kind, what = change["kind"], change["what"]
-        if what.startswith(OWN):
-            continue
-        back = change["stage"] == "undo"
-        if kind in ("file", "link", "initramfs", "generated"):
-            text = texts.get(f"/{what}")
-            known = kind == "file" and not back and text is not None
-            value = text.encode() if known and text is not None else ANY
-            found["path", what] = None if back and change["after"] == "absent" else value
-        elif kind == "register":
-            found["register", what.split()[0]] = ANY
-        else:
-            found[kind, what] = ANY if back else change["after"]
-    return found
+def _grubby_alone(root: Path) -> FakeHost:
+    """It makes a file by itself that this host does not have."""
+    host = cmdline_tests.Rhel(root, grubby=True)
+    (root / "etc/kernel/cmdline").unlink()
+    return host
 
 
-def there_and_back(hold: Hold, make: Make, name: str, look: Callable[[], Things], **options: Any) -> int:
-    before = look()
-    count = hold(lambda check: result(make(name, **options).present(check)), look, effects)
-    count += hold(lambda check: result(make(name).restored(check)), look, effects)
-    assert look() == before
-    return count
+@dataclass(frozen=True)
+class Run:
+    """One call of a module.
+
+    :param reboot: whether the host boots again before it is looked at.
+    :param boots_before: whether it booted since the run before.
+    """
+
+    options: dict[str, Any]
+    reboot: bool = False
+    boots_before: bool = False
 
 
-def hugepages(hold: Hold, folder: Path) -> int:
-    host = FakeHost(folder)
+@dataclass(frozen=True)
+class Face:
+    """What a module is tried with: servers by family, and calls one after the other, before its way back."""
 
-    def look() -> Things:
-        files = on_disk(host.root, ("sys/",))
-        base = host.root / "sys/devices/system/node"
-        counts = {str(p.relative_to(host.root)): int(p.read_text()) for p in base.rglob("nr_hugepages")}
-        started = {name: "active" for name, unit in host.units.items() if unit["active"]}
-        return {
-            **files,
-            **{("pages", k): v for k, v in counts.items()},
-            **{("start", k): v for k, v in started.items()},
-        }
-
-    return there_and_back(hold, host.face, "hugepages", look, pages={"1GiB": {"0": 3, "1": 2}})
+    servers: dict[str, Callable[[Path], FakeHost]]
+    runs: tuple[Run, ...]
 
 
-def kernel_cmdline(hold: Hold, folder: Path) -> int:
+FACES: dict[str, Face] = {
+    "hugepages": Face(
+        {"debian": FakeHost, "red-hat": FakeRedHat},
+        (
+            Run({"pages": {"1GiB": {"0": 3, "1": 2}}}),
+            Run({"pages": {"1GiB": {"0": 1}}}),
+            Run({"pages": {"1GiB": {"0": 2, "1": 4}}, "at_once": False}, reboot=True, boots_before=True),
+        ),
+    ),
+    "kernel_cmdline": Face(
+        {
+            "debian": cmdline_tests.Debian,
+            "red-hat": partial(cmdline_tests.Rhel, grubby=False),
+            "grubby": partial(cmdline_tests.Rhel, grubby=True),
+            "grubby-alone": _grubby_alone,
+        },
+        (
+            Run(cmdline_tests.WISH),
+            Run({"present": ["mitigations=off"]}),
+            Run({"present": ["mitigations=auto"], "absent": ["iommu=pt"]}),
+        ),
+    ),
+    "pci_binding": Face(
+        {"debian": binding_tests.Debian, "red-hat": binding_tests.RedHat},
+        (
+            Run({"devices": [GPU0], "persistent": False}),
+            Run({"devices": [GPU0, NIC0]}),
+            Run({"devices": [GPU0]}),
+            Run({"devices": [GPU0, NIC1], "at_once": False}, reboot=True),
+        ),
+    ),
+    "pcie_acs": Face(
+        {"debian": acs_tests.AcsHost, "red-hat": AcsRedHat},
+        (
+            Run({"bits": 0x5D, "max_read_request": 0, "at_once": False}, reboot=True),
+            Run({"max_read_request": 1024}),
+            Run({"bits": 0x1D, "exclude": [NIC1]}),
+        ),
+    ),
+    "tuned_profile": Face(
+        {"debian": tuned_tests.Host, "red-hat": TunedRedHat},
+        (
+            Run({"profile": "virtual-host"}),
+            Run(tuned_tests.OWN),
+            Run({"own": {"include": "cpu-partitioning", "isolated_cores": "7"}}),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Course:
+    """A module's runs on one server, and its way back."""
+
+    host: FakeHost
+    original: Things
+    there: list[Evidence]
+    back: Evidence
+
+
+def server(name: str, family: str, folder: Path) -> FakeHost:
+    """A server that nobody changed, as it is after a boot where one of the runs needs one."""
+    face = FACES[name]
+    host = face.servers[family](folder)
+    if any(run.reboot for run in face.runs):
+        host.reboot()
+    return host
+
+
+def course(name: str, family: str, folder: Path) -> Course:
+    """Each run once more for nothing, in between."""
+    host = server(name, family, folder)
+    original = things(observe(host))
+    there = []
+    for run in FACES[name].runs:
+        if run.boots_before:
+            host.reboot()
+        there.append(alone(host, name, run.options, run.reboot))
+        assert there[-1].predicted, f"{run.options} has nothing to do here"
+        _nothing(alone(host, name, run.options))
+    back = alone_back(host, name, original)
+    _nothing(alone_back(host, name, original))
+    return Course(host, original, there, back)
+
+
+def _nothing(again: Evidence) -> None:
+    assert not again.predicted and not again.reported and not again.seen.changes and not again.journal.new
+
+
+def demand(evidence: Evidence) -> int:
+    """Nothing may be untrue; returns how many things were compared."""
+    found = evidence.verdict()
+    assert not found.untruths, "\n".join([found.summary, *found.untruths])
+    return found.compared
+
+
+def _there_and_back(name: str, folder: Path) -> int:
     count = 0
-    wish = cmdline_tests.WISH
-    hosts = (
-        cmdline_tests.Rhel(folder / "grubby", grubby=True),
-        cmdline_tests.Rhel(folder / "files", grubby=False),
-        cmdline_tests.Debian(folder / "debian"),
-    )
-    for host in hosts:
-        look = _files_of(host)
-        count += there_and_back(hold, host.face, "kernel_cmdline", look, **wish)
+    for family in FACES[name].servers:
+        done = course(name, family, folder / family)
+        count += sum(demand(evidence) for evidence in (*done.there, done.back))
+        assert done.back.seen.after == done.original
     return count
 
 
-def tuned_profile(hold: Hold, folder: Path) -> int:
-    host = tuned_tests.Host(folder)
-
-    def look() -> Things:
-        return {**on_disk(host.root, TUNED), ("profile", "active"): host.tuned_active}
-
-    return there_and_back(hold, host.face, "tuned_profile", look, **tuned_tests.OWN)
-
-
-def pci_binding(hold: Hold, folder: Path) -> int:
+def _with_entries_of_others(folder: Path) -> int:
+    """Somebody changes an entry that has our words, takes one away, and installs a kernel that inherits them."""
     count = 0
-    for host in (binding_tests.Debian(folder / "debian"), binding_tests.RedHat(folder / "red-hat")):
-
-        def look(host: FakeHost = host) -> Things:
-            return {**on_disk(host.root, ("sys/",)), **{("device", bdf): host.driver(bdf) for bdf in NATIVE}}
-
-        count += there_and_back(hold, host.face, "pci_binding", look, **binding_tests.SET)
+    for family in ("red-hat", "grubby"):
+        host = server("kernel_cmdline", family, folder / family)
+        original = things(observe(host))
+        alone(host, "kernel_cmdline", cmdline_tests.WISH)
+        changed = host.root / cmdline_tests.NEW
+        changed.write_text(changed.read_text().replace("console=ttyS0", "console=ttyS1"))
+        options = "options root=UUID=aa ro iommu=pt"
+        host.write("boot/loader/entries/abc-6.0.conf", cmdline_tests.ENTRY.format(name="6.0", options=options))
+        (host.root / cmdline_tests.OLD).unlink()
+        back = alone_back(host, "kernel_cmdline", original)
+        count += demand(back)
+        entry = Thing("boot entry", Path(cmdline_tests.NEW).stem)
+        assert set(back.seen.after[entry]) == {"root=UUID=aa", "ro", "quiet", "console=tty1", "console=ttyS1"}
     return count
 
 
-def pcie_acs(hold: Hold, folder: Path) -> int:
-    bench = acs_tests.Bench(acs_tests.Tree(folder / "tree", "hgx-h200").root, "hgx-h200")
-    bench.journal.remove()  # of a conversion
-
-    def make(name: str, **options: Any) -> Single:
-        made = single(name, options, bench.root, lambda words: (0, "", ""))
-        return replace(made, write=bench.write_attribute, write_config=bench.model.write)
-
-    def look() -> Things:
-        registers = {("register", bdf): data for bdf, data in bench.registers().items()}
-        return {**on_disk(bench.root, ("sys/", "proc/")), **registers}
-
-    return there_and_back(hold, make, "pcie_acs", look, max_read_request=0)
-
-
-def host_journal(hold: Hold, folder: Path) -> int:
-    host = FakeHost(folder)
-    before = on_disk(host.root, ("sys/",))
-    host.face("hugepages", pages={"1GiB": {"0": 1}}, at_once=False).present(check=False)
-    journals = Journals(host.root, host.face, host.runner)
-    count = hold(lambda check: result(journals.restore(check)), lambda: on_disk(host.root, ("sys/",)), effects)
-    assert on_disk(host.root, ("sys/",)) == before
+def host_journal(folder: Path) -> int:
+    """What modules of one step made, and a conversion that did not boot yet."""
+    count = 0
+    for family, kind in FACES["pci_binding"].servers.items():
+        host = kind(folder / family)
+        original = things(observe(host))
+        for name in ("hugepages", "pci_binding"):
+            host.face(name, **FACES[name].runs[0].options).present(check=False)
+        count += _restored(host, original)
+        host.install(*host.wanted["packages"])
+        original = things(observe(host))
+        host.convert(until="apply")
+        count += _restored(host, original)
     return count
 
 
-def _files_of(host: FakeHost) -> Callable[[], Things]:
-    return lambda: on_disk(host.root, ())
+def _restored(host: FakeHost, original: Things) -> int:
+    restore = Journals(host.root, host.face, host.runner).restore
+    back = watch(host, restore, original)
+    assert back.predicted
+    assert back.seen.after == original
+    _nothing(watch(host, restore, original))
+    return demand(back)
 
 
-CASES: dict[str, Callable[[Hold, Path], int]] = {
-    case.__name__: case for case in (hugepages, kernel_cmdline, tuned_profile, pci_binding, pcie_acs, host_journal)
+CASES: dict[str, Callable[[Path], int]] = {
+    **{name: partial(_there_and_back, name) for name in FACES},
+    "kernel_cmdline": lambda folder: _there_and_back("kernel_cmdline", folder) + _with_entries_of_others(folder / "x"),
+    "host_journal": host_journal,
 }

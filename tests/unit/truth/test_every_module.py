@@ -254,13 +254,14 @@ def topology_capture(bench: Bench) -> int:
     return count + hold(run, lambda: files(target), effects)
 
 
-def _alone(case: Callable[[Any, Path], int], bench: Bench) -> int:
-    return case(hold, bench.folder)
+def _in_folder(case: Callable[[Path], int], bench: Bench) -> int:
+    return case(bench.folder)
 
 
 CASES: dict[str, Callable[[Bench], int]] = {
-    case.__name__: case for case in (host_state, vm, vm_image, fabric_partition, topology_capture)
-} | {name: partial(_alone, case) for name, case in single_steps.CASES.items()}
+    **{case.__name__: case for case in (host_state, vm, vm_image, fabric_partition, topology_capture)},
+    **{name: partial(_in_folder, case) for name, case in single_steps.CASES.items()},
+}
 
 
 # --- all of them --------------------------------------------------------------------------------------------------

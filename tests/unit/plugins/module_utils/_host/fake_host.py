@@ -114,6 +114,7 @@ class FakeHost(Machine):
         self.modules = {"nvidia", "mlx5_core", "nvme", "igb"}
         self.installed = dict(self.initial)
         self.units: dict[str, dict[str, Any]] = {}
+        self.begun: set[str] = set()  # units of files in /etc that ran when it booted last
         self.tuned_active: str | None = None
         self.signatures: dict[str, str] = {}
         self.fewer_pages = 0
@@ -362,6 +363,8 @@ class FakeHost(Machine):
         if self._runs("topovirt-hugepages.service", arguments):
             self._start_pages()
         self.guard_active = self._runs("topovirt-trial.service", arguments)
+        files = (self.root / "etc/systemd/system").iterdir()
+        self.begun = {path.name for path in files if path.is_file() and self._runs(path.name, arguments)}
         for name, unit in self.units.items():
             unit["active"] = unit["enabled"] == "enabled" and self._condition(f"{name}.d/topovirt.conf", arguments)
         self._start_tuned(arguments)
@@ -440,7 +443,7 @@ class FakeHost(Machine):
     def _systemctl(self, rest: list[str]) -> tuple[int, str, str]:
         verb, unit = rest[0], self.units.get(rest[-1])
         if verb == "start" and unit is None and (self.root / "etc/systemd/system" / rest[-1]).is_file():
-            unit = self.units[rest[-1]] = {"enabled": "enabled", "active": False}
+            unit = self.units[rest[-1]] = {"enabled": "enabled", "active": False, "of_file": True}
         if verb in ("daemon-reload", "is-system-running"):
             return 0, "", ""
         if rest[-1] == "topovirt-trial.service":
@@ -450,7 +453,8 @@ class FakeHost(Machine):
         if verb == "is-enabled":
             return (0, f"{unit['enabled']}\n", "") if unit else (1, "not-found\n", "")
         if verb == "is-active":
-            return (0, "active\n", "") if unit and unit["active"] else (3, "inactive\n", "")
+            active = unit["active"] if unit else rest[-1] in self.begun
+            return (0, "active\n", "") if active else (3, "inactive\n", "")
         assert unit is not None, rest
         if verb in ("enable", "disable"):
             unit["enabled"] = f"{verb}d"

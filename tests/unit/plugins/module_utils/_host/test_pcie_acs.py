@@ -12,6 +12,7 @@ import stat
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import Registers
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import Runner
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Single
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Context, Touched, write_attribute
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.wanted import resolve
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
@@ -501,9 +503,9 @@ def test_writes_reach_a_file_as_one_access(h200: Bench, monkeypatch: pytest.Monk
 # --- the unit at boot ---------------------------------------------------------------------------------------------
 
 
-def run_script(root: Path) -> subprocess.CompletedProcess[str]:
+def run_script(root: Path, script: str = "var/lib/topovirt/pcie-acs.sh") -> subprocess.CompletedProcess[str]:
     """What the unit runs, with this tree in place of the machine."""
-    text = (root / "var/lib/topovirt/pcie-acs.sh").read_text()
+    text = (root / script).read_text()
     text = text.replace("=/sys/", f"={root}/sys/").replace("=/run/", f"={root}/run/")
     return subprocess.run(["/bin/sh", "-s"], input=text, capture_output=True, text=True, check=False)
 
@@ -590,6 +592,9 @@ class AcsHost(FakeHost):
     def runner(self) -> Runner:
         return Runner(self.root, self.run, lambda: read_topology(self.root), self.write_attribute, self.model.write)
 
+    def face(self, name: str, **options: Any) -> Single:
+        return replace(super().face(name, **options), write_config=self.model.write)
+
     def reboot(self) -> None:
         super().reboot()
         (self.root / "run/topovirt-registers").unlink(missing_ok=True)
@@ -603,7 +608,9 @@ class AcsHost(FakeHost):
                 struct.pack_into("<H", data, 0x68, 0x2000)
             (path / "config").write_bytes(data)
         if self._runs("topovirt-pcie-acs.service", arguments):
-            assert run_script(self.root).returncode == 0
+            unit = (self.root / "etc/systemd/system/topovirt-pcie-acs.service").read_text()
+            script = re.findall(r"^ExecStart=/bin/sh /(\S+)$", unit, re.M)[0]
+            assert run_script(self.root, script).returncode == 0
 
     def acs(self) -> dict[str, int]:
         words = {bdf: (functions(self.root)[bdf] / "config").read_bytes()[0x14E:0x150] for bdf in self.ports}
