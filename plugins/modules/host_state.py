@@ -165,6 +165,12 @@ options:
           - O(phase=verify) waits for the last services for half of it.
         type: int
         default: 900
+      tolerate:
+        description:
+          - Names of programs that also bind devices and are no reason to refuse, as the refusal names them.
+        type: list
+        elements: str
+        default: []
       erase_ok:
         description:
           - Serial numbers of NVMe devices in the passthrough set whose content may be lost. The module itself never
@@ -353,6 +359,7 @@ def main() -> None:
                         },
                     },
                     "confirm_timeout": {"type": "int", "default": 900},
+                    "tolerate": words,
                     "erase_ok": words,
                 },
             },

@@ -82,16 +82,17 @@ def boot(root: str) -> dict[str, Any]:
     return {"entries": entries, "default": default, "variables": there}
 
 
-def active(ask: Ask) -> dict[str, bool]:
-    """Whether each unit is active whose activity lasts: not those that a socket or timer starts, nor a finished job."""
+def active(ask: Ask) -> dict[str, bool | None]:
+    """Whether each unit that systemd has loaded is active; None of those whose activity passes: what a socket or timer
+    starts, and jobs."""
     words = ("systemctl", "show", "--property=Id,ActiveState,Type,RemainAfterExit,TriggeredBy", "*")
-    found = {}
+    found: dict[str, bool | None] = {}
     for block in ask(*words).split("\n\n"):
         unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         name = unit.get("Id", "")
         passing = unit.get("TriggeredBy") or (unit.get("Type") == "oneshot" and unit.get("RemainAfterExit") != "yes")
-        if name.endswith(LASTING) and "@" not in name and not passing:
-            found[name] = unit.get("ActiveState") == "active"
+        if name.endswith(LASTING) and "@" not in name:
+            found[name] = None if passing else unit.get("ActiveState") == "active"
     return found
 
 

@@ -99,8 +99,8 @@ def link_to(target: str) -> Expected:
 def _unit_before(state: Mapping[str, Any]) -> Expected:
     def fits(found: Value) -> bool:
         enabled = "not-found" if found is None or found.enabled is None else found.enabled
-        unknown = found is None or found.active is None
-        return enabled == state["enabled"] and (unknown or found.active == state["active"])
+        passing = found is not None and found.active is None
+        return enabled == state["enabled"] and (passing or (found is not None and found.active) == state["active"])
 
     return Expected(str(dict(state)), fits)
 

@@ -116,7 +116,7 @@ def _text(change: Change) -> str:
 def _unobserved(expected: Mapping[Thing, Effect], seen: Observed) -> Iterable[str]:
     for thing, effect in expected.items():
         before, after = seen.before.get(thing), seen.after.get(thing)
-        if effect.direct and before == after:
+        if effect.direct and thing not in seen.changes:
             yield f"predicted by {effect.step}, but not observed: {thing} is {_brief(after)} as before"
         elif not effect.after.fits(after):
             yield f"predicted by {effect.step}: {thing} becomes {effect.after.text}; observed is {_brief(after)}"
@@ -203,8 +203,10 @@ class Attribution:
         rest are databases and caches, of which no two are equal."""
         if thing.kind == "asked-for package":
             return after is None  # what somebody asks for is predicted, what comes with it need not be
+        if thing.kind == "unit":
+            return after is None or after.enabled == getattr(self._plain.get(thing), "enabled", None)
         if thing.kind != "path":
-            return thing.kind != "unit" or after is None or before is None or after == self._plain.get(thing)
+            return True
         if not thing.name.startswith("/etc/") or thing.name in _BY_LOT:
             return True
         plain = self._plain.get(thing)

@@ -34,7 +34,11 @@ class Thing(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A unit's state; None where the observer cannot tell."""
+    """A unit's state.
+
+    :param enabled: None without a unit file.
+    :param active: None when its activity passes.
+    """
 
     enabled: str | None
     active: bool | None
@@ -121,13 +125,20 @@ class Observed:
         return {
             thing: (self.before.get(thing), self.after.get(thing))
             for thing in sorted({*self.before, *self.after})
-            if self.before.get(thing) != self.after.get(thing)
+            if not _same(self.before.get(thing), self.after.get(thing))
         }
 
 
 def observed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Observed:
     """What two observations of a host say."""
     return Observed(things(before), things(after))
+
+
+def _same(before: Value, after: Value) -> bool:
+    """Whether nothing changed: a unit whose activity passes counts as one that is not active."""
+    if isinstance(before, Unit) and isinstance(after, Unit):
+        return (before.enabled, bool(before.active)) == (after.enabled, bool(after.active))
+    return bool(before == after)
 
 
 def _package(line: str) -> tuple[str, str]:
@@ -142,4 +153,6 @@ def _package(line: str) -> tuple[str, str]:
 def _units(observation: Mapping[str, Any]) -> dict[Thing, Value]:
     enabled = {words[0]: words[1] for words in map(str.split, observation["units"]) if len(words) >= 2}
     active = observation["active"]
-    return {Thing("unit", name): Unit(enabled.get(name), active.get(name)) for name in sorted({*enabled, *active})}
+    return {
+        Thing("unit", name): Unit(enabled.get(name), active.get(name, False)) for name in sorted({*enabled, *active})
+    }

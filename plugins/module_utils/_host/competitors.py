@@ -31,9 +31,17 @@ class Competitor:
     severity: str  # CONFLICT or HINT
     text: str  # what was found, a sentence without its full stop
     remedy: str  # what to do, likewise
+    now_only: bool = False  # nothing to an initramfs that binds devices before any driver is loaded
 
     def as_dict(self) -> Dict[str, Any]:
         return asdict(self)
+
+    def reason(self, option: str) -> str:
+        """Why a change is refused.
+
+        :param option: in which it can be tolerated.
+        """
+        return f"{self.name}: {self.text}. {self.remedy}, or name it in {option}"
 
 
 def competitors(root: Path, run: Run, topology: Topology, devices: Collection[str]) -> List[Competitor]:
@@ -106,6 +114,7 @@ def _native(root: Path, topology: Topology, chosen: Sequence[PciFunction]) -> It
                 HINT,
                 f"the module {module} is loaded and not blacklisted: it takes every GPU that nothing else keeps",
                 f"Where no GPU stays with the host, blacklist {module} in /etc/modprobe.d",
+                now_only=True,
             )
 
 
@@ -133,7 +142,11 @@ def _daemons(run: Run, chosen: Sequence[PciFunction]) -> Iterator[Competitor]:
         held = [function["bdf"] for function in chosen if function["driver"] == "nvidia"]
         if state["active"] and held:
             yield Competitor(
-                name, CONFLICT, f"it runs and may hold {', '.join(held)} open", f"Run systemctl disable --now {unit}"
+                name,
+                CONFLICT,
+                f"it runs and may hold {', '.join(held)} open",
+                f"Run systemctl disable --now {unit}",
+                now_only=True,
             )
         elif state["enabled"] == "enabled":
             yield Competitor(
@@ -141,6 +154,7 @@ def _daemons(run: Run, chosen: Sequence[PciFunction]) -> Iterator[Competitor]:
                 HINT,
                 "it is started at each boot, and needs devices that are to go to guests",
                 f"Run systemctl disable {unit} unless other devices stay with the host",
+                now_only=True,
             )
 
 
@@ -154,6 +168,7 @@ def _dkms(root: Path, chosen: Sequence[PciFunction]) -> Iterator[Competitor]:
                 HINT,
                 "its modules are built again for each new kernel and load by themselves",
                 "Remove the driver's packages where no GPU stays with the host",
+                now_only=True,
             )
 
 

@@ -43,6 +43,22 @@ def run_phase(params: Mapping[str, Any], check_mode: bool, run_command: Any) -> 
     return as_result(report, phase)
 
 
+def as_result(report: Report, phase: str) -> Dict[str, Any]:
+    """What the module returns of a phase."""
+    return {
+        "changed": report.changed and phase != "plan",
+        "pending": report.changed,
+        "id": report.id,
+        "journal_state": report.state,
+        **shown(report.plan),
+        "reboot_required": report.reboot_required,
+        "differences": report.differences,
+        "kept": report.kept,
+        "confirm_within": report.confirm_within,
+        "warnings": report.warnings,
+    }
+
+
 def runner(root: Path, run: Run) -> Runner:
     """What converts this host."""
     return Runner(root, run, lambda: read_topology(root, run if root == Path("/") else None))
@@ -70,22 +86,6 @@ def shown(changes: Sequence[Change]) -> Dict[str, Any]:
     """Changes as a module returns them, and what ``--diff`` shows; a directory comes with the file in it."""
     visible = [change for change in changes if change.kind != "directory"]
     return {"plan": [describe(change) for change in visible], "diff": [_diff(change) for change in visible]}
-
-
-def as_result(report: Report, phase: str) -> Dict[str, Any]:
-    """What the module returns of a phase."""
-    return {
-        "changed": report.changed and phase != "plan",
-        "pending": report.changed,
-        "id": report.id,
-        "journal_state": report.state,
-        **shown(report.plan),
-        "reboot_required": report.reboot_required,
-        "differences": report.differences,
-        "kept": report.kept,
-        "confirm_within": report.confirm_within,
-        "warnings": report.warnings,
-    }
 
 
 def complaint(result: Mapping[str, Any]) -> str:

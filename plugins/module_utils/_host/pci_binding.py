@@ -109,7 +109,7 @@ class PciBinding(Binding):
             yield "the kernel made no IOMMU groups: switch the IOMMU on (topovirt.kvm.kernel_cmdline) and reboot first"
         for found in self._competitors():
             if found.severity == CONFLICT and found.name not in self._tolerated:
-                yield f"{found.name}: {found.text}. {found.remedy}, or name it in tolerate"
+                yield found.reason("tolerate")
         yield from self._space()
 
     def _competitors(self) -> List[Competitor]:

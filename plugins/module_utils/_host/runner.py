@@ -21,6 +21,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host import guard, s
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.binding import Binding
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.boot import Boot
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.choice import boot_obstacles
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.competitors import CONFLICT, Competitor, competitors
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import digest
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import (
@@ -111,7 +112,9 @@ class Runner:
         changes = self._planned(context)
         other = holder(self.root)
         self._refuse(context, changes, [f"another run is changing this host: {other}"] if other else [])
-        return self._report(context, changes, bool(changes))
+        report = self._report(context, changes, bool(changes))
+        report.warnings += [f"{found.name}: {found.text}. {found.remedy}." for found in self._competitors(context)]
+        return report
 
     def record(self, given: Mapping[str, Any], check: bool) -> Report:
         """Begin the transaction: guard, then inventory, if packages are to come or nothing was recorded yet."""
@@ -312,9 +315,18 @@ class Runner:
         if changes:
             reasons += guard.vms_in_the_way(self.root)
             reasons += surroundings.versions(context.topology)
+            reasons += [
+                other.reason("kvm_host_tolerate")
+                for other in self._competitors(context)
+                if other.severity == CONFLICT and other.name not in context.wanted.tolerate
+            ]
         if context.journal.state in ("none", "begun"):
             reasons += surroundings.pending_reboot(self.root, self.run, context.topology)
         return reasons
+
+    def _competitors(self, context: Context) -> List[Competitor]:
+        found = competitors(self.root, self.run, context.topology, context.wanted.devices)
+        return [other for other in found if not other.now_only]
 
     @staticmethod
     def _raise(reasons: Sequence[str]) -> None:

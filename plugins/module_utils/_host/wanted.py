@@ -66,6 +66,7 @@ class Wanted:
     services: List[str]
     tuned: bool
     erase_ok: List[str]  # serial numbers of NVMe devices whose content may be lost
+    tolerate: List[str]  # names of competitors that are no reason to refuse
     pcie_acs: Optional[PcieAcs]  # None: nothing is set
     confirm_timeout: int  # seconds from a trial boot to the reboot of a host that nobody confirmed
 
@@ -77,7 +78,7 @@ class Wanted:
 
 def nothing() -> Wanted:
     """Of a host of which nothing is wanted."""
-    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], None, CONFIRM_TIMEOUT)
+    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], [], None, CONFIRM_TIMEOUT)
 
 
 def resolve(
@@ -137,6 +138,7 @@ def resolve(
         services=list(given.get("services") or []),
         tuned=given.get("tuned") is not False,
         erase_ok=[str(serial) for serial in given.get("erase_ok") or []],
+        tolerate=list(given.get("tolerate") or []),
         pcie_acs=pcie_acs,
         confirm_timeout=confirm_timeout,
     )

@@ -29,7 +29,7 @@ SOURCES = (
 PARTS = ("qemu-system-common", "qemu-system-data")
 #: What of those files no package of RHEL has, or what only Debian needs.
 DROPPED = (
-    *("etc/NetworkManager", "etc/default", "etc/dnsmasq.d*", "etc/grub.d", "etc/init.d", "etc/qemu-if*", "run"),
+    *("etc/NetworkManager", "etc/default", "etc/dnsmasq.d*", "etc/init.d", "etc/qemu-if*", "run"),
     *("etc/logrotate.d/libvirtd.libxl", "etc/logrotate.d/libvirtd.lxc", "usr/bin/kvm*", "usr/bin/qemu-system-*"),
     *("usr/bin/qemu-pr-helper", "usr/bin/qemu-vmsr-helper", "usr/include", "usr/lib/qemu", "usr/lib/resolvconf"),
     *("usr/lib/systemd/system/qemu-*", "usr/lib/x86_64-linux-gnu/libvirt*.so", "usr/lib/x86_64-linux-gnu/pkgconfig"),
@@ -332,6 +332,7 @@ TOOLS = (
             *(f"{UNITS}/tuned.service", "/usr/lib/tmpfiles.d/tuned.conf", "/usr/libexec/tuned"),
             *("/usr/sbin/tuned", "/usr/sbin/tuned-adm", "/usr/share/dbus-1/system.d/com.redhat.tuned.conf"),
             *("/usr/share/polkit-1/actions/com.redhat.tuned.policy", "%config(noreplace) /etc/modprobe.d/tuned.conf"),
+            *("%config(noreplace) /etc/grub.d/00_tuned", "%dir /var/lib/tuned", "%dir /var/log/tuned"),
             *("%dir /etc/tuned", "%config(noreplace) /etc/tuned/*", "%exclude /etc/tuned/cpu-partitioning*"),
         ),
     ),

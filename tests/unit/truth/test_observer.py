@@ -73,7 +73,9 @@ def test_it_runs_alone_on_the_oldest_python_of_hosts(tmp_path: Path) -> None:
 
 def test_units_whose_activity_lasts() -> None:
     assert effective_host.active(lambda *words: SHOWN) == {
+        "libvirtd.service": None,
         "libvirtd.socket": True,
+        "fstrim.service": None,
         "topovirt-hugepages.service": True,
         "tuned.service": False,
     }
@@ -115,6 +117,16 @@ def test_registers_are_read_by_their_capabilities(tmp_path: Path) -> None:
 )
 def test_a_function_that_does_not_answer_has_no_registers(space: bytes) -> None:
     assert effective_host.register_offsets(space) == {}
+
+
+def test_a_unit_that_a_socket_starts_may_come_and_go(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    looks = [
+        {**observe(host), "units": ["libvirtd.service enabled enabled"], "active": active}
+        for active in ({"libvirtd.service": None}, {}, {"libvirtd.service": True})
+    ]
+    assert not observed(looks[0], looks[1]).changes
+    assert list(observed(looks[0], looks[2]).changes) == [Thing("unit", "libvirtd.service")]
 
 
 def test_packages_of_both_families(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages import Hugepages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import STEPS, Runner
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Step
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reader import read_topology
@@ -28,7 +29,7 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.test
 
 from tests.truth.effects import Change as Said
 from tests.truth.evidence import Evidence
-from tests.truth.things import things
+from tests.truth.things import Observed, Thing, things
 from tests.unit.truth.looking import observe
 from tests.unit.truth.watched import conversion, plain_installation, way_back
 
@@ -172,6 +173,44 @@ def test_a_text_that_its_plan_shows_otherwise(evidences: Evidences, family: str,
             assert replace(one, predicted=predicted, reported=reported).verdict().untruths, change["what"]
 
 
+# Another state before, by kind of change; of an initramfs and of what is booted once nobody can see what was before.
+OTHERWISE: dict[str, Callable[[Any], Any]] = {
+    "file": lambda before: None if before else "present",
+    "link": lambda before: "/never",
+    "unit": lambda before: {"enabled": "masked", "active": before["active"]},
+    "device": lambda before: "never",
+    "register": lambda before: before ^ 0x7FFF,
+    "default_entry": lambda before: "never",
+}
+
+
+@OF_EACH_STEP
+def test_a_state_before_that_its_plan_gets_wrong(evidences: Evidences, family: str, step: str) -> None:
+    for one in evidences(family):
+        for number, change in enumerate(one.predicted):
+            first = all(other["what"] != change["what"] for other in one.predicted[:number])
+            if change["step"] != step or change["kind"] not in OTHERWISE or not first:
+                continue
+            other = {**change, "before": OTHERWISE[change["kind"]](change["before"])}
+            predicted, reported = (
+                [other if item == change else item for item in changes] for changes in (one.predicted, one.reported)
+            )
+            assert replace(one, predicted=predicted, reported=reported).verdict().untruths, change["what"]
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_packages_without_an_interval_in_the_journal(evidences: Evidences, family: str) -> None:
+    one = evidences(family)[1]
+    journal = replace(one.journal, after=one.journal.after - {("packages", "interval", "1")})
+    assert starting(replace(one, journal=journal), "packages were reported, but no interval")
+
+
+def test_what_was_begun_and_not_done(evidences: Evidences) -> None:
+    one = evidences("debian")[0]
+    journal = replace(one.journal, unfinished=("tuned: file etc/x",))
+    assert starting(replace(one, journal=journal), "journalled as begun, but not as done: tuned: file etc/x")
+
+
 @OF_EACH_STEP
 def test_lists_that_differ(evidences: Evidences, family: str, step: str) -> None:
     """One of prediction, report and journal omits or claims what the others do not."""
@@ -248,6 +287,22 @@ def test_a_state_that_the_plan_of_the_way_back_gets_wrong(back: Callable[[str], 
             assert replace(one, predicted=lied, reported=lied).verdict().untruths, change["what"]
 
 
+@pytest.mark.parametrize("family", KINDS)
+def test_a_way_back_that_restores_something_else(back: Callable[[str], Evidence], family: str) -> None:
+    one = back(family)
+    for thing in (Thing("path", "/etc/tuned/active_profile"), Thing("command line", "")):
+        value = one.seen.after[thing]
+        other = value._replace(content="0" * 64) if thing.kind == "path" else (*value, "surprise")
+        seen = Observed(one.seen.before, {**one.seen.after, thing: other})
+        assert replace(one, seen=seen).verdict().untruths, thing
+
+
+def test_a_way_back_that_leaves_its_journal(back: Callable[[str], Evidence]) -> None:
+    one = back("debian")
+    journal = replace(one.journal, after=frozenset({("boot", "file", "boot/grub/custom.cfg")}))
+    assert starting(replace(one, journal=journal), "still journalled after the way back: ")
+
+
 # --- steps that do otherwise than they say ------------------------------------------------------------------------
 
 
@@ -276,6 +331,31 @@ def test_a_step_that_does_more_than_it_says(
     assert [text.partition(" became")[0] for text in found] == [
         f"observed, but not predicted: path /etc/{step}-surprise absent"
     ]
+
+
+@pytest.mark.parametrize(
+    ("directory", "text"),
+    [
+        ("etc/surprise", "path /etc/surprise absent became a directory"),
+        ("etc/systemd", "path /etc/systemd a directory"),
+    ],
+)
+def test_directories_are_not_made_or_changed_by_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str, text: str
+) -> None:
+    host = Debian(tmp_path)
+    host.install(*host.wanted["packages"])
+    apply = Hugepages.apply
+
+    def more(self: Step, changes: Sequence[Change]) -> None:
+        apply(self, changes)  # type: ignore[arg-type]
+        path = self.context.root / directory
+        path.mkdir(exist_ok=True)
+        path.chmod(0o700)
+
+    monkeypatch.setattr(Hugepages, "apply", more)
+    (found,) = conversion(host).verdict().untruths
+    assert found.startswith(f"observed, but not predicted: {text}")
 
 
 @OF_EACH_STEP

@@ -126,6 +126,41 @@ def test_another_run_is_named_by_its_owner(host: FakeHost) -> None:
         pass
 
 
+RULE = "driverctl: a rule of driverctl binds 0000:23:00.0 to nvidia at each boot. Run driverctl unset-override"
+
+
+def test_other_binders_are_refused_by_name_or_tolerated(host: FakeHost) -> None:
+    host.write("etc/driverctl.d/pci-0000:23:00.0", "nvidia\n")
+    assert RULE in refusal(host)
+    assert "or name it in kvm_host_tolerate" in refusal(host)
+    tolerant = {**host.wanted, "tolerate": ["driverctl"]}
+    report = host.runner().plan(tolerant)
+    assert report.changed and [text for text in report.warnings if text.startswith(RULE)]
+
+
+def test_a_binding_that_somebody_else_made_is_taken_as_it_is(host: FakeHost) -> None:
+    """The device is on vfio-pci before and after, and its rule stays."""
+    host.write("etc/driverctl.d/pci-0000:23:00.0", "vfio-pci\n")
+    device = host.root / "sys/bus/pci/devices/0000:23:00.0"
+    host.modules.add("vfio-pci")
+    host.write_attribute(device / "driver/unbind", "0000:23:00.0")
+    host.write_attribute(device / "driver_override", "vfio-pci")
+    host.write_attribute(device.parent.parent / "drivers_probe", "0000:23:00.0")
+    report = host.runner().plan(host.wanted)
+    assert "0000:23:00.0" not in [change.what for change in report.plan]
+    assert [text for text in report.warnings if text.startswith("driverctl: a rule of driverctl binds")]
+    host.convert()
+    assert host.driver("0000:23:00.0") == "vfio-pci"
+
+
+def test_a_rule_by_id_that_takes_what_stays_with_the_host(host: FakeHost) -> None:
+    host.write("etc/modprobe.d/vfio.conf", "options vfio-pci ids=15b3:1021\n")
+    runner = host.runner()
+    with pytest.raises(TopovirtError, match=r"takes every device of 15b3:1021, so 0000:94:00\.0, too"):
+        runner.plan({**host.wanted, "exclude": ["0000:94:00.0"]})
+    assert runner.plan(host.wanted).changed
+
+
 def test_all_reasons_come_at_once(host: FakeHost) -> None:
     host.write("run/reboot-required", "")
     host.write("run/libvirt/qemu/train-0.xml", "<domstatus/>")
