@@ -34,7 +34,7 @@ from typing import Any
 
 from tests.bench import on_server
 from tests.bench.against_lstopo import CHECKS
-from tests.demo import controls, steady, story, trials, truth
+from tests.demo import controls, harsh, steady, story, trials, truth
 from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
@@ -65,6 +65,7 @@ class Setting:
     requests: dict[str, Any] = field(default_factory=lambda: story.ONE_VM)
     shape: str = "debian"
     variables: dict[str, Any] = field(default_factory=dict)  # of the operator, beside the story's own
+    harsh: bool = False  # see harsh.py
     packages_there: bool = False  # the administrator has installed what the conversion needs
 
 
@@ -75,7 +76,7 @@ SETTINGS = {
     "dgx-2": Setting("dgx-2", requests=story.SIXTEEN),
     "debian": Setting("pcie-l40s", requests=story.ONE_GPU, variables=story.REGISTERS, packages_there=True),
     "rhel9": Setting(requests=story.ONE_GPU, shape="rhel9"),
-    "rhel10": Setting(requests=story.ONE_GPU, shape="rhel10"),
+    "rhel10": Setting(requests=story.ONE_GPU, shape="rhel10", harsh=True, variables=harsh.VARIABLES),
     "trial-boot": Setting(requests={}),
 }
 
@@ -120,6 +121,8 @@ def create(mine: Operator) -> None:
     owner = os.environ.get(OWNER)
     mine.server.up(owner=int(owner) if owner else None)
     setting = SETTINGS[mine.folder.name]
+    if setting.harsh:
+        harsh.make(mine.server)
     mine.write_inventory(story.variables(mine.images(), str(mine.reports)) | setting.requests | setting.variables)
     (mine.folder / BEFORE).write_text(json.dumps(record(mine.server)), encoding="utf-8")
 
