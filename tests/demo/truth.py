@@ -115,7 +115,7 @@ class Watch:
             reported,
             journal,
             observed(before, after),
-            measured(server.machine_name),
+            measured(server),
             things(original) if original is not None else None,
         )
 
@@ -148,9 +148,14 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def measured(machine: str) -> Observed | None:
-    """What the packages bring by themselves to this machine, if that was measured."""
-    file = MEASURED / f"{machine}.json"
+def measurement(server: Server) -> Path:
+    """Where it is kept what packages bring to a server of this kind."""
+    return MEASURED / f"{server.machine_name}-{server.os}.json"
+
+
+def measured(server: Server) -> Observed | None:
+    """What the packages bring by themselves to this server, if that was measured."""
+    file = measurement(server)
     if not file.is_file():
         return None
     looks = json.loads(file.read_text(encoding="utf-8"))
@@ -172,7 +177,7 @@ def install_plainly(mine: Operator) -> None:
         raise Failure(f"the server does not come back after its packages were installed (log: {log})")
     MEASURED.mkdir(parents=True, exist_ok=True)
     looks = {"before": before, "after": look(server)}
-    (MEASURED / f"{server.machine_name}.json").write_text(json.dumps(looks), encoding="utf-8")
+    measurement(server).write_text(json.dumps(looks), encoding="utf-8")
     progress.say(f"{len(names)} packages by themselves: {len(observed(**looks).changes)} things changed")
 
 

@@ -259,7 +259,9 @@ def _running(libvirt: Any, connection: Any, name: str) -> Any:
 
 def _agent(libvirt: Any, libvirt_qemu: Any, domain: Any, name: str) -> Agent:
     """The guest agent of a domain. Errors that waiting cannot cure are final."""
-    silent = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT)
+    # An older binding (7.0, for one) has one error for an agent that is silent and one that is slow.
+    late = getattr(libvirt, "VIR_ERR_AGENT_COMMAND_TIMEOUT", libvirt.VIR_ERR_AGENT_UNRESPONSIVE)
+    silent = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, late)
     not_there = (libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, libvirt.VIR_ERR_OPERATION_INVALID)
 
     def execute(command: Mapping[str, Any]) -> Any:

@@ -63,7 +63,7 @@ class Workplace:
     def __init__(self, host: FakeHost, folder: Path) -> None:
         self.host, self.folder, self.logs = host, folder, folder / "log"
         self.environment: dict[str, str] = {}
-        self.server = SimpleNamespace(machine_name="fake")
+        self.server = SimpleNamespace(machine_name="fake", os="debian")
 
     def must_play(self, name: str, playbook: str, *arguments: str) -> None:
         check, host, runner = "--check" in arguments, self.host, self.host.runner()
@@ -108,7 +108,7 @@ def measure(mine: Any, folder: Path) -> None:
     other.reboot()
     truth.MEASURED.mkdir()
     looks = {"before": before, "after": observe(other)}
-    (truth.MEASURED / f"{mine.server.machine_name}.json").write_text(json.dumps(looks), encoding="utf-8")
+    truth.measurement(mine.server).write_text(json.dumps(looks), encoding="utf-8")
 
 
 def test_a_conversion_and_its_way_back(mine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,8 +258,9 @@ def _in_folder(case: Callable[[Path], int], bench: Bench) -> int:
     return case(bench.folder)
 
 
+_OF_BENCH: tuple[Callable[[Bench], int], ...] = (host_state, vm, vm_image, fabric_partition, topology_capture)
 CASES: dict[str, Callable[[Bench], int]] = {
-    **{case.__name__: case for case in (host_state, vm, vm_image, fabric_partition, topology_capture)},
+    **{case.__name__: case for case in _OF_BENCH},
     **{name: partial(_in_folder, case) for name, case in single_steps.CASES.items()},
 }
 

@@ -205,6 +205,13 @@ def test_packages_without_an_interval_in_the_journal(evidences: Evidences, famil
     assert starting(replace(one, journal=journal), "packages were reported, but no interval")
 
 
+@pytest.mark.parametrize("family", KINDS)
+def test_a_unit_that_came_with_a_package_and_was_changed(evidences: Evidences, family: str) -> None:
+    one, thing = evidences(family)[1], Thing("unit", "tuned.service")
+    seen = Observed(one.seen.before, {**one.seen.after, thing: one.seen.after[thing]._replace(enabled="disabled")})
+    assert starting(replace(one, seen=seen), "observed, but not predicted: unit tuned.service")
+
+
 def test_what_was_begun_and_not_done(evidences: Evidences) -> None:
     one = evidences("debian")[0]
     journal = replace(one.journal, unfinished=("tuned: file etc/x",))

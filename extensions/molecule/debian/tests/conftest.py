@@ -36,7 +36,7 @@ CARDS = {("0x10de", "0x26b9"): 8, ("0x15b3", "0x1021"): 2}
 SHAPES = {
     "debian": Shape("Debian", "13", "apt", "3.13", "/usr/bin/qemu-system-x86_64", "libvirtd", CARDS),
     "rhel9": Shape("RedHat", "9", "dnf", "3.9", "/usr/libexec/qemu-kvm", "virtqemud", HGX),
-    "rhel10": Shape("RedHat", "10", "dnf", "3.12", "/usr/libexec/qemu-kvm", "virtqemud", HGX),
+    "rhel10": Shape("RedHat", "10", "dnf", "3.13", "/usr/libexec/qemu-kvm", "virtqemud", HGX),
 }
 
 

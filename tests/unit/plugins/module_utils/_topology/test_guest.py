@@ -293,6 +293,13 @@ def test_read_guest(tmp_path: Path) -> None:
     assert list(workspace.iterdir()) == []
 
 
+def test_an_older_binding_of_libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Hypervisor, "VIR_ERR_AGENT_COMMAND_TIMEOUT")
+    hypervisor = Hypervisor(two_level_machine(tmp_path / "guest").root, silent=1)
+    found = guest.read_guest("train-0", "qemu:///system", 30, tmp_path, (hypervisor, hypervisor))
+    assert found["node_map"] == {"0": 1, "1": 0}
+
+
 def test_read_guest_brings_what_nccl_is_told(tmp_path: Path) -> None:
     root = two_level_machine(tmp_path / "guest").root
     (root / "run/nvidia-topologyd").mkdir(parents=True)
