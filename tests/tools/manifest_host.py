@@ -22,6 +22,9 @@ from typing import Any
 # Compared by entry: their order may change when users come and go.
 BY_ENTRY = ("/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/subuid", "/etc/subgid")
 
+# Where systemd gives a running service a temporary directory of its own, with the boot's id and random letters.
+OF_A_BOOT = "/var/tmp/systemd-private-"
+
 
 def file_system(root: str) -> dict[str, list[Any]]:
     """Path -> type, mode, owner, group, extended attributes, and hash of the content or target of the link."""
@@ -35,6 +38,8 @@ def file_system(root: str) -> dict[str, list[Any]]:
         for entry in sorted(os.scandir(directory), key=lambda item: item.name):
             info = entry.stat(follow_symlinks=False)
             path = "/" + os.path.relpath(entry.path, root)
+            if path.startswith(OF_A_BOOT):
+                continue
             if stat.S_ISDIR(info.st_mode) and info.st_dev not in devices:
                 continue
             found[path] = [
