@@ -40,6 +40,13 @@ def test_the_same_host(tree: Path) -> None:
     assert manifest.compare(of(tree), of(tree)) == []
 
 
+def test_temporary_directories_of_services_are_named_anew_by_each_boot(tree: Path) -> None:
+    before = of(tree)
+    (tree / "var/tmp/systemd-private-5f0c-polkit.service-x/tmp").mkdir(parents=True)
+    (tree / "var/tmp/mine").touch()
+    assert manifest.compare(before, of(tree)) == [f"file /var{path}: is new" for path in ("", "/tmp", "/tmp/mine")]
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
