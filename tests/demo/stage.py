@@ -6,6 +6,7 @@
 create      boot the server, write inventory and variables, record how the host is
 agree       the recorded tree of the machine is what the booted kernel shows, and so does lstopo on the server
 in-use      devices that the host uses are in the passthrough set: one refusal names them all, nothing changes
+lockdown    under kernel lockdown registers are not written: refused, and nothing changes
 no-iommu    a server whose IOMMU is off in firmware is refused, nothing changes
 predict     run convert-to-kvm in check mode, then for real: the same tasks change something
 truth       convert-to-kvm in check mode, then for real, both held to what an observer sees and to the journal; on a
@@ -53,6 +54,7 @@ UNUSE = (
     "umount /mnt/data; rmdir /mnt/data; swapoff -a; "
     "for disk in /dev/nvme?n1; do wipefs --quiet --all $disk; done; udevadm settle"
 )
+LOCK_DOWN = "sed -i 's/^GRUB_CMDLINE_LINUX=\"/&lockdown=integrity /' /etc/default/grub && update-grub"
 IN_USE_WORDS = ("/mnt/data", "swap space", "holds data", "TWINNVME2", "SSH session", "default route")
 
 
@@ -77,6 +79,7 @@ SETTINGS = {
     "debian": Setting("pcie-l40s", requests=story.ONE_GPU, variables=story.REGISTERS, packages_there=True),
     "rhel9": Setting(requests=story.ONE_GPU, shape="rhel9"),
     "rhel10": Setting(requests=story.ONE_GPU, shape="rhel10", harsh=True, variables=harsh.VARIABLES),
+    "lockdown": Setting("pcie-l40s", variables=story.REGISTERS),
     "trial-boot": Setting(requests={}),
 }
 
@@ -199,6 +202,21 @@ def refuse_without_iommu(mine: Operator) -> None:
     demand(mine, "no-iommu", Refusal("a host without IOMMU", "convert_to_kvm", ("no IOMMU", "firmware")))
 
 
+def refuse_under_lockdown(mine: Operator) -> None:
+    """The kernel is locked down as with Secure Boot; without access control a conversion is still possible."""
+    mine.server.copy_from(LOCK_DOWN)
+    trials.reboot(mine.server)
+    said = mine.server.copy_from("cat /sys/kernel/security/lockdown").decode().strip()
+    if "[integrity]" not in said:
+        raise Failure(f"the kernel is not locked down: {said}")
+    demand(
+        mine, "lockdown", Refusal("registers under lockdown", "convert_to_kvm", ("pcie_acs", "locked down (integrity)"))
+    )
+    played = mine.must_play("without", "check_host", variables={"kvm_host_pcie_acs": {}})
+    if "Nothing speaks against it" not in played.text:
+        raise Failure(f"check-host does not say that nothing speaks against a conversion (log: {played.log})")
+
+
 def settle(mine: Operator) -> None:
     progress.say(f"guests answer after {steady.settle(mine.server, progress.say)} resets")
 
@@ -274,6 +292,7 @@ def destroy(mine: Operator) -> None:
 
 STEPS: dict[str, Callable[[Operator], None]] = {
     "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu,
+    "lockdown": refuse_under_lockdown,
     "predict": predict, "refuse": refuse, "settle": settle, "guest-lstopo": ask_lstopo, "controls": flag_controls,
     "tenants": tenants, "truth": prove, "truth-back": truth.back,
     **{name: trial(step) for name, step in trials.STEPS.items()},
