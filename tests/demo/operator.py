@@ -161,9 +161,10 @@ class Operator:
         variables: Mapping[str, Any] | None = None,
         beat: Callable[[float, Path], None] | None = None,
     ) -> Played:
-        """Run a playbook of the installed collection to its end; its failure is the caller's to judge.
+        """Run a playbook to its end; its failure is the caller's to judge.
 
         :param name: of the log.
+        :param playbook: of the installed collection, or a file (``.yml``) of the workplace.
         :param variables: extra variables of this run.
         """
         log = self.logs / f"{name}.log"
@@ -172,7 +173,7 @@ class Operator:
             extra = self.folder / f"vars/{name}.yml"
             write_yaml(extra, variables)
             command += ["-e", f"@{extra}"]
-        command += [f"topovirt.kvm.{playbook}", *arguments]
+        command += [playbook if playbook.endswith(".yml") else f"topovirt.kvm.{playbook}", *arguments]
         env = workspace.environment(os.environ, self.collections) | self.environment
         env["ANSIBLE_CONFIG"] = str(self.folder / "ansible.cfg")
         status = progress.run_logged(

@@ -6,6 +6,7 @@
 create      boot the server, write inventory and variables, record how the host is
 agree       the recorded tree of the machine is what the booted kernel shows, and so does lstopo on the server
 in-use      devices that the host uses are in the passthrough set: one refusal names them all, nothing changes
+alone       each module of one step: check mode, for real, again, after a reboot, and back
 lockdown    under kernel lockdown registers are not written: refused, and nothing changes
 no-iommu    a server whose IOMMU is off in firmware is refused, nothing changes
 predict     run convert-to-kvm in check mode, then for real: the same tasks change something
@@ -35,7 +36,7 @@ from typing import Any
 
 from tests.bench import on_server
 from tests.bench.against_lstopo import CHECKS
-from tests.demo import controls, harsh, steady, story, trials, truth
+from tests.demo import alone, controls, harsh, steady, story, trials, truth
 from tests.demo.operator import Failure, Operator, changes, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
@@ -79,6 +80,7 @@ SETTINGS = {
     "debian": Setting("pcie-l40s", requests=story.ONE_GPU, variables=story.REGISTERS, packages_there=True),
     "rhel9": Setting(requests=story.ONE_GPU, shape="rhel9"),
     "rhel10": Setting(requests=story.ONE_GPU, shape="rhel10", harsh=True, variables=harsh.VARIABLES),
+    "single-steps": Setting("pcie-l40s", shape="rhel9"),
     "lockdown": Setting("pcie-l40s", variables=story.REGISTERS),
     "trial-boot": Setting(requests={}),
 }
@@ -292,7 +294,7 @@ def destroy(mine: Operator) -> None:
 
 STEPS: dict[str, Callable[[Operator], None]] = {
     "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu,
-    "lockdown": refuse_under_lockdown,
+    "lockdown": refuse_under_lockdown, "alone": alone.run,
     "predict": predict, "refuse": refuse, "settle": settle, "guest-lstopo": ask_lstopo, "controls": flag_controls,
     "tenants": tenants, "truth": prove, "truth-back": truth.back,
     **{name: trial(step) for name, step in trials.STEPS.items()},
