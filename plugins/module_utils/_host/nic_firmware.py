@@ -101,9 +101,9 @@ class NicFirmware(Step):
         """Whether something wanted is not in force; on the way back, whether something that was is not."""
         if self._devices:
             return any(
-                self._hidden(bdf)
-                or any(not mlxconfig.same(self._of(bdf)[name].current, value) for name, value in self._due(bdf).items())
+                not mlxconfig.same(self._of(bdf)[name].current, value)
                 for bdf in self._devices
+                for name, value in self._due(bdf).items()  # what shows the hidden ones is among them
             )
         journal = self.context.journal
         return any(
@@ -295,11 +295,11 @@ def wanted_firmware(options: Mapping[str, Any], topology: Topology) -> Tuple[Lis
             errors.append(f"values: {name}: {error.message.rstrip('.')}")
     if not values and not errors:
         errors.append("values names none, like {ATS_ENABLED: true}")
-    named = options.get("devices")
+    named = [str(bdf).lower() for bdf in options.get("devices") or []]
     by_bdf = {function["bdf"]: function for function in topology["pci"]}
     chosen = list(devices_of({"devices": named}, topology, [] if named else ["nic"], errors))
-    if named:
-        errors += [f"devices: {reason}" for bdf in chosen for reason in _not_ours(by_bdf[bdf])]
+    endpoints = [by_bdf[bdf] for bdf in named if bdf in by_bdf and by_bdf[bdf]["kind"] == "endpoint"]
+    errors += [f"devices: {reason}" for function in endpoints for reason in _not_ours(function)]
     devices = [bdf for bdf in chosen if not list(_not_ours(by_bdf[bdf]))]
     if not devices and not errors:
         errors.append("no NIC of NVIDIA (Mellanox) shares a PCIe switch with a GPU: name some in devices")

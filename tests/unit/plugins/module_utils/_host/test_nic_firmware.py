@@ -15,6 +15,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.journals import
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import FACES
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.runner import describe
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Done
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.devices import MARKED_VPD
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.cut import Cut
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import (
     GPU0,
@@ -26,6 +27,7 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake
     Crash,
 )
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.firmware_host import FirmwareHost, Setting
+from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._topology.machine import ENDPOINT
 
 ATS: dict[str, Any] = {"values": {"ATS_ENABLED": True}}
 HIDDEN: dict[str, Any] = {"values": {"ATS_ENABLED": True, "MAX_ACC_OUT_READ": 44}}
@@ -236,6 +238,17 @@ def test_unknown_names_and_values_are_refused_all_at_once(host: FirmwareHost) ->
 )
 def test_bad_input_is_refused(host: FirmwareHost, options: dict[str, Any], complaint: str) -> None:
     assert complaint in refusal(host, **options)
+
+
+def test_virtual_functions_and_bridges_of_the_fabric_are_no_nics(host: FirmwareHost) -> None:
+    function, ours = "0000:24:00.1", {"port_type": ENDPOINT, "group": 50, "driver": "mlx5_core"}
+    host.pci(function, "0000:22:01.0", "15b3:101e", "0x020000", physfn=NIC0, **ours)  # type: ignore[arg-type]
+    assert f"{function} is a virtual function: name the physical one, {NIC0}" in refusal(
+        host, devices=[function], **ATS
+    )
+    host.write(f"{host.paths[NIC1]}/vpd", MARKED_VPD)
+    assert f"{NIC1} is a bridge of the NVLink fabric" in refusal(host, devices=[NIC1.upper()], **ATS)
+    assert {change.what for change in make(host, **ATS).plan} == {f"{NIC0} ATS_ENABLED"}
 
 
 def test_a_host_without_the_tool_or_such_nics_is_refused(host: FirmwareHost) -> None:
