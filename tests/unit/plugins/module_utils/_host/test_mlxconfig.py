@@ -80,22 +80,27 @@ List of configurations the device 0000:24:00.0 may support:
 """
 
 
+def alike(name: str, value: str) -> Parameter:
+    """With the same value by default, now and from the next boot on."""
+    return Parameter(name, value, value, value)
+
+
 def test_a_narrow_table() -> None:
     assert parse_table(NARROW) == {
         "MEMIC_SIZE_LIMIT": Parameter("MEMIC_SIZE_LIMIT", "_256KB(1)", "_256KB(1)", "DISABLED(0)"),
-        "HOST_CHAINING_DESCRIPTORS": Parameter("HOST_CHAINING_DESCRIPTORS", *["Array[0..7]"] * 3),
+        "HOST_CHAINING_DESCRIPTORS": alike("HOST_CHAINING_DESCRIPTORS", "Array[0..7]"),
         "ATS_ENABLED": Parameter("ATS_ENABLED", "False(0)", "False(0)", "True(1)"),
-        "P2P_ORDERING_MODE": Parameter("P2P_ORDERING_MODE", *["DEVICE_DEFAULT(0)"] * 2, "SECURE_NONE(1)"),
+        "P2P_ORDERING_MODE": alike("P2P_ORDERING_MODE", "DEVICE_DEFAULT(0)")._replace(next="SECURE_NONE(1)"),
         "MAX_ACC_OUT_READ": Parameter("MAX_ACC_OUT_READ", "0", "44", "44"),
-        "EXP_ROM_UEFI_x86_ENABLE": Parameter("EXP_ROM_UEFI_x86_ENABLE", *["True(1)"] * 3),
-        "FLEX_NOTE": Parameter("FLEX_NOTE", *["N/A"] * 3),
+        "EXP_ROM_UEFI_x86_ENABLE": alike("EXP_ROM_UEFI_x86_ENABLE", "True(1)"),
+        "FLEX_NOTE": alike("FLEX_NOTE", "N/A"),
     }
 
 
 def test_a_wide_table() -> None:
     found = parse_table(WIDE)
     assert list(found) == ["NIC_FW_PCI_PRESENT", "PCI_WR_ORDERING", "SERIAL_LIKE", "ODD_NAME_WITH_TEXT"]
-    assert found["NIC_FW_PCI_PRESENT"] == Parameter("NIC_FW_PCI_PRESENT", *["True(1)"] * 3, True)
+    assert found["NIC_FW_PCI_PRESENT"] == alike("NIC_FW_PCI_PRESENT", "True(1)")._replace(read_only=True)
     assert found["PCI_WR_ORDERING"] == Parameter("PCI_WR_ORDERING", "per_mkey(0)", "per_mkey(0)", "force_relax(1)")
     assert found["SERIAL_LIKE"].read_only
     assert found["ODD_NAME_WITH_TEXT"] == Parameter("ODD_NAME_WITH_TEXT", None, None, None)
