@@ -173,11 +173,14 @@ def test_what_is_hidden_takes_a_second_run_and_a_second_reboot(host: FirmwareHos
 
 def test_firmware_that_shows_at_once_what_was_hidden_is_taken_as_it_is(host: FirmwareHost) -> None:
     host.shows_at_once = True
+    before = host.firmware()
     make(host, **HIDDEN)
     second = make(host, **HIDDEN)
     assert [c.what for c in second.plan] == [f"{nic} MAX_ACC_OUT_READ" for nic in (NIC0, NIC1)]
     host.reboot()
     assert make(host, **HIDDEN).results["effective"]
+    assert not back(host).kept
+    assert host.firmware() == before
 
 
 def test_a_tool_that_lists_nothing_is_believed_later(host: FirmwareHost) -> None:
