@@ -35,8 +35,9 @@ attributes:
     platforms: posix
 notes:
   - Needs root. Holds C(/run/topovirt.lock) while it changes the host, and fails at once when another run holds it.
-  - It keeps a journal of its own below C(/var/lib/topovirt/faces). While that exists, M(topovirt.kvm.host_state)
-    refuses a conversion; and on a converted host this module refuses, because the conversion says all of it at once.
+  - It keeps a journal of its own below C(/var/lib/topovirt/faces). Unless another note says otherwise,
+    M(topovirt.kvm.host_state) refuses a conversion while that exists; and on a converted host this module refuses,
+    because the conversion says all of it at once.
   - When something fails, everything that this run changed is put back.
 seealso:
   - module: topovirt.kvm.host_state

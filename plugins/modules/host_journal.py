@@ -159,8 +159,8 @@ things:
       type: str
     found:
       description:
-        - V(as before), V(as written), V(changed by somebody) or V(gone); V(not compared) for packages and the boot
-          loader's variables.
+        - V(as before), V(as written), V(changed by somebody) or V(gone); V(not compared) for packages, the boot
+          loader's variables, and the firmware of a NIC that is bound to vfio-pci or does not answer.
       type: str
       sample: as written
 plan:

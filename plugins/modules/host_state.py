@@ -204,6 +204,7 @@ notes:
   - Needs root. Supported are hosts of Debian's and Red Hat's families that boot by GRUB, with a generated menu or a
     file for each entry, and whose initramfs is built by initramfs-tools or dracut.
   - Refuses a host that a module of one step, such as M(topovirt.kvm.hugepages), has changed, until that is restored.
+    M(topovirt.kvm.nic_firmware) is no step of a conversion, and not in its way.
   - Holds C(/run/topovirt.lock) while it changes the host, and fails at once when another run holds it.
 seealso:
   - module: topovirt.kvm.host_journal

@@ -156,6 +156,17 @@ def _register(change: Change) -> tuple[Thing, Effect]:
     return Thing("register", change["what"]), Effect(after, before, True, change["step"])
 
 
+def _firmware(change: Change) -> tuple[Thing, Effect]:
+    """For the next boot; a word may be predicted without the number that the firmware knows it by."""
+
+    def value(text: str) -> Expected:
+        return Expected(text, lambda found: found is not None and text in (found, found.partition("(")[0]))
+
+    return Thing("firmware", change["what"]), Effect(
+        value(change["after"]), exactly(change["before"]), True, change["step"]
+    )
+
+
 def _pages(change: Change) -> tuple[Thing, Effect]:
     after, before = (exactly(change[when]) for when in ("after", "before"))
     return _pool(change["what"]), Effect(after, before, True, change["step"])
@@ -192,6 +203,7 @@ _KINDS: dict[str, Callable[[Change], tuple[Thing, Effect]]] = {
     "removal": _path(ABSENT, THERE),
     "initramfs": _path(ANY_FILE, None),
     "generated": _path(ANY_FILE, None),
+    "firmware": _firmware,
     "pages": _pages,
     "start": _start,
     "profile": _profile,
@@ -312,6 +324,7 @@ _BACK_TO: dict[str, Callable[[str], Thing]] = {
     "start": lambda what: Thing("unit", what),
     "device": lambda what: Thing("driver", what),
     "register": lambda what: Thing("register", what),
+    "firmware": lambda what: Thing("firmware", what),
     "pages": _pool,
     "profile": lambda _what: PROFILE,
 }

@@ -97,6 +97,8 @@ def things(observation: Mapping[str, Any]) -> dict[Thing, Value]:
         if pool:
             found[pages(*pool.groups())] = int(count)
     found |= {Thing("register", what): value for what, value in observation["registers"].items()}
+    # Of servers made of files only: the emulated ones' NICs have no settings.
+    found |= {Thing("firmware", what): value for what, value in observation.get("firmware", {}).items()}
     boot = observation["boot"]
     found |= {Thing("boot entry", name): command_words(line) for name, line in boot["entries"].items()}
     found |= {Thing("boot variable", name): value for name, value in boot["variables"].items()}

@@ -17,6 +17,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.hugepages impor
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journals import Journals
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.kernel_cmdline import KernelCmdline, edit_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import host_lock
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.nic_firmware import NicFirmware, wanted_firmware
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pci_binding import PciBinding, demand_effect
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import Run
@@ -74,9 +75,14 @@ def _pcie_acs(context: Context, options: Mapping[str, Any]) -> Step:
     return PcieAccess(context)
 
 
+def _nic_firmware(context: Context, options: Mapping[str, Any]) -> Step:
+    return NicFirmware(context, *wanted_firmware(options, context.topology)) if options else NicFirmware(context)
+
+
 BUILDERS: Dict[str, _Builder] = {
     "hugepages": _hugepages,
     "kernel_cmdline": _kernel_cmdline,
+    "nic_firmware": _nic_firmware,
     "pci_binding": _pci_binding,
     "pcie_acs": _pcie_acs,
     "tuned_profile": _tuned_profile,

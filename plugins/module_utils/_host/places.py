@@ -15,6 +15,8 @@ Run = Callable[[List[str]], Tuple[int, str, str]]
 STATE = Path("var/lib/topovirt")
 # Journals of modules that do one step of a conversion alone, one directory each.
 FACES = STATE / "faces"
+# Of these, modules whose doing is no part of a conversion: neither of both excludes the other.
+APART = ("nic_firmware",)
 # Below the place of each journal.
 JOURNAL = Path("journal/records.jsonl")
 SAVED = Path("saved")

@@ -35,7 +35,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import 
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.lock import holder
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.packages import Packages
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.pcie_acs import PcieAccess
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import TOKEN, Run, output, token_of
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import APART, TOKEN, Run, output, token_of
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered import (
     HostFile,
@@ -311,6 +311,7 @@ class Runner:
         reasons += [
             f"topovirt.kvm.{face} has changed this host. Restore it first: topovirt.kvm.{face} with state: restored"
             for face in faces_in_force(self.root)
+            if face not in APART
         ]
         if changes:
             reasons += guard.vms_in_the_way(self.root)

@@ -17,7 +17,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import capture, digest, write_file
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.guard import as_list, vms_in_the_way
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal, Key
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import FACES, Run
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import APART, FACES, Run
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.registers import WriteConfig, write_config
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     AS_BEFORE,
@@ -93,7 +93,7 @@ class Single:
                 journal.remove()
             return Done(changed=True)
         context, step = self._step(begun=True)
-        self._refuse(self._vms(step))
+        self._refuse([*self._vms(step), *step.obstacles_back()])
         found = [(thing, step.find(thing)) for thing in things(journal)]
         own = [thing for thing, state in found if state == AS_WRITTEN]
         done = Done([_back(step, thing) for thing in own], True, journal.state)
@@ -142,7 +142,7 @@ class Single:
         return vms_in_the_way(self.root) if step.disturbs_vms else []
 
     def _demand_no_other_owner(self) -> None:
-        if Journal(self.root).exists:
+        if Journal(self.root).exists and self.name not in APART:
             raise TopovirtError(
                 "This host is converted to a KVM host, which says all of this at once.",
                 "Change the kvm_host_* variables and convert again instead. Nothing was changed.",

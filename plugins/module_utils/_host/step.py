@@ -119,7 +119,8 @@ class Context:
 class Step:
     """Base of all steps; knows files, links and directories.
 
-    ``obstacles``, ``results``, ``find`` and ``without_ours`` are for a step that stands alone (``single.py``).
+    ``obstacles``, ``obstacles_back``, ``results``, ``find`` and ``without_ours`` are for a step that stands alone
+    (``single.py``).
     """
 
     name: ClassVar[str]
@@ -138,6 +139,10 @@ class Step:
 
     def obstacles(self) -> List[str]:
         """Why the changes cannot, or must not, be made: a sentence each."""
+        return []
+
+    def obstacles_back(self) -> List[str]:
+        """Why the changes cannot, or must not, be taken back: a sentence each."""
         return []
 
     def results(self, changes: Sequence[Change]) -> Dict[str, Any]:

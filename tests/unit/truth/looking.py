@@ -34,6 +34,7 @@ def observe(host: FakeHost) -> dict[str, Any]:
             str(path.parent): path.read_text().strip()
             for path in sorted((host.root / "sys/devices/system/node").glob("node*/hugepages/*/nr_hugepages"))
         },
+        "firmware": host.firmware(),
         **effective_host.observe(str(host.root), lambda *words: answer(host, unit_files, *words)),
     }
 

@@ -18,6 +18,10 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host impo
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host import test_tuned_profile as tuned_tests
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import GPU0, NIC0, NIC1, FakeHost
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_red_hat import FakeRedHat
+from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.firmware_host import (
+    FirmwareHost,
+    FirmwareRedHat,
+)
 
 from tests.truth.evidence import Evidence
 from tests.truth.things import Thing, Things, things
@@ -88,6 +92,15 @@ FACES: dict[str, Face] = {
             Run(cmdline_tests.WISH),
             Run({"present": ["mitigations=off"]}),
             Run({"present": ["mitigations=auto"], "absent": ["iommu=pt"]}),
+        ),
+    ),
+    "nic_firmware": Face(
+        {"debian": FirmwareHost, "red-hat": FirmwareRedHat},
+        (
+            Run({"values": {"ATS_ENABLED": True}}),
+            Run({"values": {"ATS_ENABLED": True, "MAX_ACC_OUT_READ": 44}}),
+            Run({"values": {"MAX_ACC_OUT_READ": 44, "P2P_ORDERING_MODE": "SECURE_NONE"}}, boots_before=True),
+            Run({"values": {"ATS_ENABLED": False}, "devices": [NIC1]}),
         ),
     ),
     "pci_binding": Face(

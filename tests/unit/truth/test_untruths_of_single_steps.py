@@ -19,7 +19,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.faces import BUILDERS
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.single import Single
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import Change, Context, Step
-from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import IGB, NVME0, FakeHost
+from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import IGB, NIC0, NVME0, FakeHost
 
 from tests.truth.evidence import Evidence
 from tests.unit.truth.single_steps import FACES, Course, Run, course, server
@@ -30,6 +30,7 @@ from tests.unit.truth.watched import watch
 CLAIMS = {
     "hugepages": claim("pages", "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages", 0, 9),
     "kernel_cmdline": file_claim("boot/loader/entries/never.conf"),
+    "nic_firmware": claim("firmware", f"{NIC0} SRIOV_EN", "True(1)", "False(0)"),
     "pci_binding": claim("device", IGB, "igb", "vfio-pci"),
     "pcie_acs": claim("register", f"{NVME0} device_control", 0x2000, 0x5000),
     "tuned_profile": claim("profile", "active", "balanced", "never"),
@@ -37,6 +38,7 @@ CLAIMS = {
 # Beyond those of steps of a conversion; what programs made before shows in the file only.
 BEFORE: dict[str, Callable[[Any], Any]] = {
     **OTHERWISE,
+    "firmware": lambda before: f"{before}-never",
     "pages": lambda before: before + 1,
     "profile": lambda before: f"{before}-never",
 }

@@ -530,6 +530,10 @@ class FakeHost(Machine):
         with (self.root / path).open("a") as file:
             file.write(text)
 
+    def firmware(self) -> dict[str, str]:
+        """What NICs have for the next boot: "address PARAMETER" -> value. These cannot be asked."""
+        return {}
+
     # --- what tests do with it ---
 
     def entries_of_ours(self) -> int:
