@@ -68,6 +68,7 @@ class Wanted:
     erase_ok: List[str]  # serial numbers of NVMe devices whose content may be lost
     tolerate: List[str]  # names of competitors that are no reason to refuse
     pcie_acs: Optional[PcieAcs]  # None: nothing is set
+    sriov: Dict[str, int]  # BDF of a physical function -> number of its virtual functions for guests
     confirm_timeout: int  # seconds from a trial boot to the reboot of a host that nobody confirmed
 
     @property
@@ -78,7 +79,7 @@ class Wanted:
 
 def nothing() -> Wanted:
     """Of a host of which nothing is wanted."""
-    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], [], None, CONFIRM_TIMEOUT)
+    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], [], None, {}, CONFIRM_TIMEOUT)
 
 
 def resolve(
@@ -112,6 +113,7 @@ def resolve(
     devices = devices_of(given, topology, [*roles, *fabric], errors)
     page_size, pages, pages_given = _pages(given.get("hugepages") or {}, topology, committed, big_pages, errors)
     pcie_acs = pcie_acs_of(given.get("pcie_acs") or {}, errors)
+    sriov = _sriov(given.get("sriov") or {}, errors)
     confirm_timeout = confirm_timeout_of(given)
     if confirm_timeout < _CONFIRM_TIMEOUT_MIN:
         errors.append(
@@ -140,6 +142,7 @@ def resolve(
         erase_ok=[str(serial) for serial in given.get("erase_ok") or []],
         tolerate=list(given.get("tolerate") or []),
         pcie_acs=pcie_acs,
+        sriov=sriov,
         confirm_timeout=confirm_timeout,
     )
 
@@ -166,6 +169,18 @@ def pcie_acs_of(given: Mapping[str, Any], errors: List[str]) -> Optional[PcieAcs
     if size and size not in READ_REQUESTS:
         errors.append(f"pcie_acs: max_read_request {size} is none of 0, {', '.join(map(str, READ_REQUESTS))}")
     return PcieAcs(bits, bool(values.get("ats")), size)
+
+
+def _sriov(given: Mapping[str, Any], errors: List[str]) -> Dict[str, int]:
+    found: Dict[str, int] = {}
+    for pf, number in given.items():
+        if isinstance(number, bool) or not re.match(r"[1-9]\d*\Z", str(number)):
+            errors.append(f"sriov: {pf} has {number!r} virtual functions, which is no number from 1 on")
+        elif str(pf).lower() in found:
+            errors.append(f"sriov: {pf} is there twice")
+        else:
+            found[str(pf).lower()] = int(number)
+    return found
 
 
 def _page_arguments(page_size: int, pages: Mapping[int, int]) -> List[str]:
