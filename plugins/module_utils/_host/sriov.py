@@ -10,7 +10,6 @@ host's drivers is let near them.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
@@ -200,9 +199,7 @@ class Sriov(DriverStep):
     def _priors(self) -> Dict[str, Dict[str, Any]]:
         """State before the conversion of every PF that VFs were ever wanted of."""
         first = self.context.journal.first_priors()
-        return {
-            what: entry["prior"] for (step, kind, what), entry in first.items() if (step, kind) == (self.name, KIND)
-        }
+        return {key[2]: entry["prior"] for key, entry in first.items() if key[:2] == (self.name, KIND)}
 
     def _is_ours(self, pf: str, now: Dict[str, Any]) -> bool:
         """Whether there are as many VFs as before or as some run of ours made, or the none in between."""
@@ -227,7 +224,7 @@ class Sriov(DriverStep):
         if pf in self.context.wanted.devices:
             yield f"{pf} is in the passthrough set, but only its driver on the host makes virtual functions: exclude it"
         elif function["driver"] in (None, VFIO):
-            yield f"{pf} is held by {function['driver'] or 'no driver'}, and only its own driver makes virtual functions"
+            yield f"{pf} is held by {function['driver'] or 'no driver'}; only its own driver makes virtual functions"
         yield from self._taken(pf, number)
 
     def _taken(self, pf: str, number: Optional[int]) -> Iterator[str]:
@@ -272,8 +269,8 @@ class Sriov(DriverStep):
             held = other["driver"] not in (None, VFIO) and not other["class"].startswith("0604")
             if other["iommu_group"] == group and held:
                 yield (
-                    f"{bdf}, virtual function of {pf}: it shares IOMMU group {group} with {other['bdf']}, which is held "
-                    f"by the host driver {other['driver']}"
+                    f"{bdf}, virtual function of {pf}: it shares IOMMU group {group} with {other['bdf']}, which is "
+                    f"held by the host driver {other['driver']}"
                 )
 
     # --- making

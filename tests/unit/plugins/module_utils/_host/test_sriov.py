@@ -20,6 +20,7 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake
     IGB,
     NIC0,
     VFS,
+    Crash,
     FakeHost,
 )
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_red_hat import FakeRedHat
@@ -170,9 +171,8 @@ def test_those_with_a_driver_of_the_host_are_refused(host: FakeHost, number: int
     others_make(host, number, "igbvf")
     said = refusal(host, asking(host))
     for bdf in VFS[:number]:
-        assert (
-            f"sriov: virtual function {bdf} of {IGB}, which would have to go or change, is in use: driver igbvf" in said
-        )
+        of = f"sriov: virtual function {bdf} of {IGB}"
+        assert f"{of}, which would have to go or change, is in use: driver igbvf" in said
 
 
 def test_those_that_the_host_uses_are_refused_with_their_use(host: FakeHost) -> None:
@@ -229,8 +229,8 @@ def nothing(_host: FakeHost) -> None:
         (nothing, {"sriov": {NIC0: 1}}, f"{NIC0} is no device with SR-IOV"),
         (nothing, {"sriov": {IGB: 8}}, f"{IGB} has at most 7 virtual functions, 8 are wanted"),
         (nothing, {"devices": [IGB]}, f"{IGB} is in the passthrough set"),
-        (without_driver, {}, f"{IGB} is held by no driver, and only its own driver makes"),
-        (on_vfio, {}, f"{IGB} is held by vfio-pci, and only its own driver makes"),
+        (without_driver, {}, f"{IGB} is held by no driver; only its own driver makes"),
+        (on_vfio, {}, f"{IGB} is held by vfio-pci; only its own driver makes"),
         (lambda host: others_make(host, 1), {"sriov": {VFS[0]: 1}}, f"{VFS[0]} is a virtual function of {IGB}"),
         (without_iommu, {}, "there is no IOMMU"),
         (nothing, {"sriov": {IGB: 0}}, f"sriov: {IGB} has 0 virtual functions, which is no number from 1 on"),
@@ -305,6 +305,61 @@ def test_a_kernel_that_refuses_is_told_in_its_words(host: FakeHost, monkeypatch:
     monkeypatch.setattr(host, "write_attribute", refuse)
     with pytest.raises(TopovirtError, match=rf"{IGB}/sriov_numvfs: the kernel refused '2': Cannot allocate memory"):
         host.runner().apply(asking(host), check=False)
+
+
+@pytest.mark.parametrize("before", [0, 3], ids=["none", "three of others"])
+def test_a_power_cut_between_the_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    """At once on a converted host: the next run finishes it, or the way back undoes it."""
+
+    def converted(name: str) -> FakeHost:
+        host = FakeHost(tmp_path / name)
+        host.convert()
+        others_make(host, before)
+        return host
+
+    def cut(host: FakeHost, phase: Callable[[], object], left: int) -> bool:
+        """Whether there were more writes than that."""
+        write = host.write_attribute
+
+        def failing(path: Path, text: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Crash
+            write(path, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(host, "write_attribute", failing)
+            try:
+                phase()
+            except Crash:
+                return True
+        return False
+
+    def there(point: int) -> bool:
+        host = converted(f"there-{point}")
+        was, wanted = host.virtual(), asking(host)
+        broken = cut(host, lambda: host.runner().apply(wanted, check=False), point)
+        if point % 2:
+            host.convert(wanted)
+            assert host.virtual() == TWO, point
+        else:
+            assert not host.runner().undo(False, False).kept
+            assert host.virtual() == was, point
+        return broken
+
+    def back(point: int) -> bool:
+        host = converted(f"back-{point}")
+        was = host.virtual()
+        host.convert(asking(host))
+        broken = cut(host, lambda: host.runner().undo(False, False), point)
+        assert not host.runner().undo(False, False).kept
+        assert host.virtual() == was, point
+        return broken
+
+    for way in (there, back):
+        points = next(point for point in range(20) if not way(point))
+        assert points >= 3
 
 
 # --- the unit at boot ---------------------------------------------------------------------------------------------
