@@ -111,7 +111,7 @@ class Sriov(DriverStep):
     def obstacles(self) -> List[str]:
         """Why VFs cannot, or must not, be made: a sentence each."""
         found = [text for pf, number in sorted(self.context.wanted.sriov.items()) for text in self._against(pf, number)]
-        found += [text for pf in self._priors().keys() - self.context.wanted.sriov for text in self._taken(pf, None)]
+        found += [text for pf in sorted(self._priors().keys() - self.context.wanted.sriov) for text in self._taken(pf)]
         return [f"sriov: {text}" for text in found]
 
     def read(self) -> Dict[str, Any]:
@@ -130,8 +130,8 @@ class Sriov(DriverStep):
             pending = pf in priors and not self.context.acts_now  # recorded, the reboot is still to come
             if before is None or pending:
                 continue
-            after = _wanted(wanted[pf]) if pf in wanted else priors[pf]
-            if before != after and (pf in wanted or self._is_ours(pf, before)):
+            after = self._target(pf, before)
+            if before != after:
                 changes.append(Change(self.name, KIND, pf, before, after, reboot=not self.context.acts_now))
         lines = "".join(self._line(pf, number) for pf, number in sorted(wanted.items()))
         text = _SCRIPT_TEXT.format(
@@ -201,6 +201,14 @@ class Sriov(DriverStep):
         first = self.context.journal.first_priors()
         return {key[2]: entry["prior"] for key, entry in first.items() if key[:2] == (self.name, KIND)}
 
+    def _target(self, pf: str, now: Dict[str, Any]) -> Dict[str, Any]:
+        """What a PF's VFs are to become; those that others made of one that is no longer wanted are theirs."""
+        if pf in self.context.wanted.sriov:
+            held = {"driver": VFIO, "override": VFIO}
+            number = self.context.wanted.sriov[pf]
+            return {"number": number, "autoprobe": False, "functions": [dict(held) for _index in range(number)]}
+        return self._priors()[pf] if self._is_ours(pf, now) else now
+
     def _is_ours(self, pf: str, now: Dict[str, Any]) -> bool:
         """Whether there are as many VFs as before or as some run of ours made, or the none in between."""
         afters = self.context.journal.afters().get((self.name, KIND, pf), [])
@@ -225,15 +233,12 @@ class Sriov(DriverStep):
             yield f"{pf} is in the passthrough set, but only its driver on the host makes virtual functions: exclude it"
         elif function["driver"] in (None, VFIO):
             yield f"{pf} is held by {function['driver'] or 'no driver'}; only its own driver makes virtual functions"
-        yield from self._taken(pf, number)
+        yield from self._taken(pf)
 
-    def _taken(self, pf: str, number: Optional[int]) -> Iterator[str]:
-        """VFs that somebody uses, where they would have to be changed.
-
-        :param number: of VFs that are wanted, ``None`` for what was before.
-        """
+    def _taken(self, pf: str) -> Iterator[str]:
+        """VFs that somebody uses, where they would have to be changed."""
         now = self._virtual(pf)
-        if now is None or now == (self._priors()[pf] if number is None else _wanted(number)):
+        if now is None or self._target(pf, now) == now:
             return
         for bdf, state in zip(self._addresses(pf, now["number"]), now["functions"]):
             uses = list(self._by_bdf[bdf]["in_use"]) if bdf in self._by_bdf else []
@@ -247,8 +252,7 @@ class Sriov(DriverStep):
     def _wrong(self, pf: str, number: int) -> Iterator[str]:
         now = self._virtual(pf)
         if now is None:
-            yield f"{pf}: the device is gone"
-            return
+            return  # an obstacle, which is told before
         if now["number"] != number:
             yield f"{pf}: wanted {number} virtual functions, the kernel has {now['number']}"
             return
@@ -324,11 +328,3 @@ class Sriov(DriverStep):
             self._make(pf, prior)
         except TopovirtError as error:
             self.context.kept.append(f"virtual functions of {pf}, until the reboot: {error.message}")
-
-
-def _wanted(number: int) -> Dict[str, Any]:
-    return {
-        "number": number,
-        "autoprobe": False,
-        "functions": [{"driver": VFIO, "override": VFIO} for _index in range(number)],
-    }

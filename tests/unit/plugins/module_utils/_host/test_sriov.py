@@ -191,6 +191,40 @@ def test_what_somebody_made_meanwhile_stays(host: FakeHost) -> None:
     assert host.virtual() == (False, *[None] * 5)
 
 
+@pytest.mark.parametrize("driver", [None, "igbvf"])
+def test_what_somebody_makes_later_of_an_adapter_that_is_no_longer_wanted_is_theirs(
+    host: FakeHost, driver: str | None
+) -> None:
+    host.convert(asking(host))
+    host.convert()
+    others_make(host, 5, driver)
+    assert not host.convert()
+    assert host.virtual() == (True, *[driver] * 5)
+
+
+def test_under_the_old_entry_they_are_not_ours_to_change(host: FakeHost) -> None:
+    """As many as were to come."""
+    host.convert(asking(host), until="apply")
+    others_make(host, 2)
+    host.go_back()
+    assert host.virtual() == (True, None, None)
+
+
+def test_those_that_are_just_as_wanted_are_not_made_again_once_they_are_unwanted(host: FakeHost) -> None:
+    host.convert()
+    host.write_attribute(host.root / DEVICE / "sriov_drivers_autoprobe", "0")
+    others_make(host, 2)
+    for bdf in VFS[:2]:
+        host.write_attribute(host.root / "sys/bus/pci/devices" / bdf / "driver_override", "vfio-pci")
+        host.write_attribute(host.root / "sys/bus/pci/drivers_probe", bdf)
+    assert host.virtual() == TWO
+    host.convert(asking(host))
+    assert not [key for key, _found in host.runner().find() if key[1] == "virtual_functions"]
+    host.convert()
+    assert host.virtual() == TWO
+    assert "\nwant 0000:" not in (host.root / SCRIPT).read_text()
+
+
 # --- refused ------------------------------------------------------------------------------------------------------
 
 
@@ -284,13 +318,61 @@ def test_what_is_not_as_wanted_is_told(host: FakeHost) -> None:
     )
 
 
-def test_fewer_than_wanted_are_told_and_made_again(host: FakeHost) -> None:
+@pytest.mark.parametrize("number", [0, 3])
+def test_another_number_than_wanted_is_told_and_corrected(host: FakeHost, number: int) -> None:
     wanted = asking(host)
     host.convert(wanted)
-    others_make(host, 0)
-    assert host.runner().verify(wanted).differences == [f"{IGB}: wanted 2 virtual functions, the kernel has 0"]
+    for meanwhile in (0, number):
+        others_make(host, meanwhile)
+    said = f"{IGB}: wanted 2 virtual functions, the kernel has {number}"
+    assert host.runner().verify(wanted).differences == [said]
     assert host.convert(wanted)
     assert host.virtual() == TWO
+
+
+def test_what_became_of_them_is_known(host: FakeHost) -> None:
+    def found() -> str:
+        (state,) = [state for key, state in host.runner().find() if key == ("sriov", "virtual_functions", IGB)]
+        return state
+
+    host.convert(asking(host), until="apply")
+    assert found() == "as before"
+    assert not host.convert(asking(host), until="apply")  # recorded, the reboot is still to come
+    host.reboot()
+    assert found() == "as written"
+    others_make(host, 0)
+    others_make(host, 5)
+    assert found() == "changed by somebody"
+    for file in ("sriov_numvfs", "sriov_totalvfs"):
+        (host.root / DEVICE / file).unlink()
+    assert found() == "gone"
+    with pytest.raises(TopovirtError, match=f"{IGB} is no device with SR-IOV"):
+        host.runner().verify(asking(host))
+
+
+def test_a_driver_that_does_not_take_them_is_told(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.convert()
+    monkeypatch.setattr(host, "_probe", lambda bdf: None)
+    with pytest.raises(TopovirtError, match=f"{IGB}: wanted virtual functions .* found .*'driver': None"):
+        host.runner().apply(asking(host), check=False)
+
+
+def test_a_way_back_does_not_end_at_a_kernel_that_refuses(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = host.snapshot()
+    host.convert(asking(host))
+    write = host.write_attribute
+
+    def refuse(path: Path, text: str) -> None:
+        if path.name == "sriov_numvfs":
+            raise OSError(5, "Input/output error")
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "write_attribute", refuse)
+        (kept,) = host.runner().undo(False, False).kept
+    assert re.match(f"virtual functions of {IGB}, until the reboot: .*refused '0': Input/output error", kept)
+    host.go_back()
+    assert host.snapshot() == before
 
 
 def test_a_kernel_that_refuses_is_told_in_its_words(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
