@@ -15,8 +15,8 @@ from tests.twin.addresses import functions
 from tests.twin.description import Igb, load
 
 HELD = ["vfio-pci", "vfio-pci"]
-TWO = {"number": 2, "autoprobe": False, "functions": [["0000:28:10.0", *HELD], ["0000:28:10.2", *HELD]]}
-NONE = {"number": 0, "autoprobe": True, "functions": []}
+TWO: dict[str, Any] = {"number": 2, "autoprobe": False, "functions": [["0000:28:10.0", *HELD], ["0000:28:10.2", *HELD]]}
+NONE: dict[str, Any] = {"number": 0, "autoprobe": True, "functions": []}
 
 
 def test_what_is_right() -> None:

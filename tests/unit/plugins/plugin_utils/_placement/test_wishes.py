@@ -99,7 +99,8 @@ def with_virtual_functions() -> Topology:
     physical["driver"] = "mlx5_core"
     for number in (1, 2):
         function = deepcopy(physical)
-        function.update(bdf=f"0000:25:00.{number}", driver="vfio-pci", physfn="0000:25:00.0", iommu_group=900 + number)
+        function["bdf"], function["physfn"] = f"0000:25:00.{number}", "0000:25:00.0"
+        function["driver"], function["iommu_group"] = "vfio-pci", 900 + number
         topology["pci"].append(function)
     topology["pci"].sort(key=lambda function: function["bdf"])
     return topology
