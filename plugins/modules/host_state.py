@@ -161,7 +161,8 @@ options:
       sriov:
         description:
           - Address of a physical function with SR-IOV to the number of its virtual functions for VMs. The physical
-            function stays with the host, and may be the adapter that the host is managed by.
+            function stays with the host, and may be the adapter that the host is managed by. In YAML the address needs
+            quotes, as it may be a number to the base of 60.
           - They are made and bound to C(vfio-pci) at each boot of the conversion's entry before VMs start by
             themselves, and at once on a host that runs it; drivers may interrupt the adapter's link for that. Drivers
             of the host take none of them (C(sriov_drivers_autoprobe)). The way back restores what was before.

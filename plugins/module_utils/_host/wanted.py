@@ -13,6 +13,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.config_space import READ_REQUESTS
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import ROLES, PciFunction, Topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import BDF
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import (
     Reserve,
     guest_pages,
@@ -174,7 +175,10 @@ def pcie_acs_of(given: Mapping[str, Any], errors: List[str]) -> Optional[PcieAcs
 def _sriov(given: Mapping[str, Any], errors: List[str]) -> Dict[str, int]:
     found: Dict[str, int] = {}
     for pf, number in given.items():
-        if isinstance(number, bool) or not re.match(r"[1-9]\d*\Z", str(number)):
+        if not BDF.match(str(pf).lower()):
+            # YAML reads 0000:41:00.0 as the number 2460.0, to the base of 60.
+            errors.append(f"sriov: {pf} is no address of a PCI function; in YAML one needs quotes: '0000:41:00.0'")
+        elif isinstance(number, bool) or not re.match(r"[1-9]\d*\Z", str(number)):
             errors.append(f"sriov: {pf} has {number!r} virtual functions, which is no number from 1 on")
         elif str(pf).lower() in found:
             errors.append(f"sriov: {pf} is there twice")

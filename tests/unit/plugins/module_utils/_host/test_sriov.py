@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.journal import Journal
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import (
@@ -270,6 +271,11 @@ def nothing(_host: FakeHost) -> None:
         (nothing, {"sriov": {IGB: 0}}, f"sriov: {IGB} has 0 virtual functions, which is no number from 1 on"),
         (nothing, {"sriov": {IGB: True}}, f"sriov: {IGB} has True virtual functions"),
         (nothing, {"sriov": {IGB: "many"}}, f"sriov: {IGB} has 'many' virtual functions"),
+        (
+            nothing,
+            {"sriov": yaml.safe_load("{0000:41:00.0: 1}")},
+            "sriov: 2460.0 is no address of a PCI function; in YAML",
+        ),
         (nothing, {"sriov": {"0000:AB:00.0": 1, "0000:ab:00.0": 1}}, "0000:ab:00.0 is there twice"),
     ],
 )
