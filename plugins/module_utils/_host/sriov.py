@@ -101,7 +101,6 @@ class Sriov(DriverStep):
     """How many VFs each PF has, and which driver holds them."""
 
     name = "sriov"
-    disturbs_vms = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
