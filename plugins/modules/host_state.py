@@ -158,6 +158,19 @@ options:
               - The default is V(4096).
             type: int
             choices: [0, 128, 256, 512, 1024, 2048, 4096]
+      sriov:
+        description:
+          - Address of a physical function with SR-IOV to the number of its virtual functions for VMs. The physical
+            function stays with the host, and may be the adapter that the host is managed by. In YAML the address needs
+            quotes, as it may be a number to the base of 60.
+          - They are made and bound to C(vfio-pci) at each boot of the conversion's entry before VMs start by
+            themselves, and at once on a host that runs it; drivers may interrupt the adapter's link for that. Drivers
+            of the host take none of them (C(sriov_drivers_autoprobe)). The way back restores what was before.
+          - An adapter that has as many of them already keeps them, if nobody uses them.
+          - Refused for an adapter that is not there, has no SR-IOV, fewer virtual functions, or not its own driver; for
+            one of the passthrough set; and where other virtual functions of it are in use.
+        type: dict
+        default: {}
       confirm_timeout:
         description:
           - Seconds from the start of a trial boot until the host reboots by itself into its old entry, unless
@@ -257,7 +270,8 @@ plan:
       type: str
       sample: binding
     kind:
-      description: What is changed, such as V(file), V(unit), V(device) or V(register).
+      description: What is changed, such as V(file), V(unit), V(device), V(register) or
+        V(virtual_functions).
       type: str
       sample: device
     what:
@@ -359,6 +373,7 @@ def main() -> None:
                             "max_read_request": {"type": "int", "choices": [0, 128, 256, 512, 1024, 2048, 4096]},
                         },
                     },
+                    "sriov": {"type": "dict", "default": {}},
                     "confirm_timeout": {"type": "int", "default": 900},
                     "tolerate": words,
                     "erase_ok": words,

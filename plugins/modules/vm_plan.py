@@ -26,7 +26,8 @@ options:
       - C(gpus) is the number of GPUs, at least 1, or a list of certain GPUs, each as an address or as a mapping with
         either C(module_id) or C(index), its place among the host's GPUs.
       - C(nics) is V(auto), a number of NICs or a list of addresses. V(auto), the default, is what O(policy) says, or
-        the GPUs' share of the NICs near GPUs. NICs are never shared.
+        the GPUs' share of the NICs near GPUs. NICs are never shared. Virtual functions, see C(wanted.sriov) of
+        M(topovirt.kvm.host_state), are given by their addresses only.
       - C(nvme) is the number of NVMe devices, by default 0, V(auto) for the GPUs' share, or a list of addresses.
       - C(vcpus) is V(auto), a number of vCPUs, which must fill whole cores, or a list of the host's CPUs such as
         V(4-7,52-55). V(auto), the default, is what O(policy) says, or the GPUs' share of the cores of their NUMA nodes,

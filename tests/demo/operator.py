@@ -208,6 +208,14 @@ def record(server: Server) -> dict[str, Any]:
         raise Failure(f"the host's files, packages and units cannot be recorded: {error}") from error
 
 
+def management_nic(server: Server) -> str:
+    """Address of the card over which the operator reaches the server."""
+    command = (
+        "basename $(readlink -f /sys/class/net/$(ip -o route get 10.0.2.2 | sed 's/.* dev \\([^ ]*\\).*/\\1/')/device)"
+    )
+    return server.copy_from(command).decode().strip()
+
+
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("---\n" + yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")

@@ -18,6 +18,7 @@ settle      wait for the guests; those that the emulated CPU hung are reset, and
 guest-lstopo  lstopo says of each running guest's kernel what the reader says
 controls    boot three VMs that are wrong on purpose; the comparison flags each for what is wrong
 trial-...   a trial boot fails, and the host recovers by itself; or it does not fail, see trials.py
+sriov       virtual functions of the management card: with a conversion, after a reboot, at once, and back
 tenants     from one large VM to two tenants that share the board, compared with the host
 as-before   the host is what create recorded
 destroy     end the server
@@ -36,8 +37,8 @@ from typing import Any
 
 from tests.bench import on_server
 from tests.bench.against_lstopo import CHECKS
-from tests.demo import alone, controls, harsh, steady, story, trials, truth
-from tests.demo.operator import Failure, Operator, changes, record
+from tests.demo import alone, controls, harsh, sriov, steady, story, trials, truth
+from tests.demo.operator import Failure, Operator, changes, management_nic, record
 from tests.tools import manifest, progress, workspace
 from tests.tools.scenario import OWNER
 from tests.twin.lifecycle import Server, TwinError
@@ -83,6 +84,7 @@ SETTINGS = {
     "single-steps": Setting("pcie-l40s", shape="rhel9"),
     "lockdown": Setting("pcie-l40s", variables=story.REGISTERS),
     "trial-boot": Setting(requests={}),
+    "sriov": Setting("pcie-l40s", requests={}, variables={"kvm_host_fabric_model": "none"}),
 }
 
 
@@ -188,13 +190,11 @@ def refuse(mine: Operator) -> None:
 
 
 def refuse_used_devices(mine: Operator) -> None:
-    management = mine.server.copy_from(
-        "basename $(readlink -f /sys/class/net/$(ip -o route get 10.0.2.2 | sed 's/.* dev \\([^ ]*\\).*/\\1/')/device)"
-    ).decode()
-    variables = {"kvm_host_passthrough": ["gpu", "nic", "nvme"], "kvm_host_devices": [management.strip()]}
+    management = management_nic(mine.server)
+    variables = {"kvm_host_passthrough": ["gpu", "nic", "nvme"], "kvm_host_devices": [management]}
     mine.server.copy_from(USE)
     try:
-        words = (*IN_USE_WORDS, management.strip())
+        words = (*IN_USE_WORDS, management)
         demand(mine, "in-use", Refusal("devices that the host uses", "convert_to_kvm", words, variables))
     finally:
         mine.server.copy_from(UNUSE)
@@ -296,7 +296,7 @@ STEPS: dict[str, Callable[[Operator], None]] = {
     "create": create, "agree": agree, "in-use": refuse_used_devices, "no-iommu": refuse_without_iommu,
     "lockdown": refuse_under_lockdown, "alone": alone.run,
     "predict": predict, "refuse": refuse, "settle": settle, "guest-lstopo": ask_lstopo, "controls": flag_controls,
-    "tenants": tenants, "truth": prove, "truth-back": truth.back,
+    "tenants": tenants, "truth": prove, "truth-back": truth.back, "sriov": sriov.prove,
     **{name: trial(step) for name, step in trials.STEPS.items()},
     "as-before": as_before, "destroy": destroy,
 }  # fmt: skip

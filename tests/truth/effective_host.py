@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is in effect on a host besides its files (see tests/tools/manifest_host.py), as JSON on standard output: what
-GRUB would boot, which units run, TuneD's profile, and registers of PCI functions.
+GRUB would boot, which units run, TuneD's profile, registers of PCI functions, and virtual functions (SR-IOV).
 
 Runs on the host itself, as root, fed to its Python through SSH: standard library only, and nothing of the collection,
 so that the judge shares no code with what it judges. Argument: the root of the file tree, ``/`` by default.
@@ -130,6 +130,28 @@ def register_offsets(space: bytes) -> dict[str, int]:
     return found
 
 
+def virtual_functions(root: str) -> dict[str, dict[str, Any]]:
+    """Of every physical function the number of its virtual ones, whether drivers take new ones, and in their order
+    ``[bdf, driver, override]`` of each."""
+    found = {}
+    for path in sorted(glob.glob(f"{root}/sys/bus/pci/devices/*/sriov_numvfs")):
+        device = os.path.dirname(path)
+        links = sorted(glob.glob(f"{device}/virtfn*"), key=lambda link: int(link.rpartition("virtfn")[2]))
+        found[os.path.basename(device)] = {
+            "number": int(read(path)),
+            "autoprobe": read(f"{device}/sriov_drivers_autoprobe").strip() == b"1",
+            "functions": [[os.path.basename(os.readlink(link)), *driver(link)] for link in links],
+        }
+    return found
+
+
+def driver(device: str) -> list[str | None]:
+    """A device's driver and its override."""
+    link = f"{device}/driver"
+    held = os.path.basename(os.readlink(link)) if os.path.islink(link) else None
+    return [held, read(f"{device}/driver_override").decode().strip()]
+
+
 def profile(ask: Ask) -> str:
     """TuneD's active profile, empty when there is none."""
     head, _colon, name = ask("tuned-adm", "active").strip().partition(": ")
@@ -145,7 +167,13 @@ def read(path: str) -> bytes:
 
 
 def observe(root: str, ask: Ask) -> dict[str, Any]:
-    return {"boot": boot(root), "active": active(ask), "tuned": profile(ask), "registers": registers(root)}
+    return {
+        "boot": boot(root),
+        "active": active(ask),
+        "tuned": profile(ask),
+        "registers": registers(root),
+        "virtual_functions": virtual_functions(root),
+    }
 
 
 def ask_host(*words: str) -> str:

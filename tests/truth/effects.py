@@ -23,10 +23,12 @@ from tests.truth.things import (
     NEXT_ENTRY,
     POOL,
     PROFILE,
+    Driver,
     Path,
     Thing,
     Things,
     Value,
+    VirtualFunctions,
     command_words,
     pages,
 )
@@ -167,6 +169,15 @@ def _firmware(change: Change) -> tuple[Thing, Effect]:
     )
 
 
+def _virtual_functions(change: Change) -> tuple[Thing, Effect]:
+    def state(said: Mapping[str, Any]) -> VirtualFunctions:
+        held = tuple(Driver(each["driver"], each["override"] or "(null)") for each in said["functions"])
+        return VirtualFunctions(said["number"], said["autoprobe"], held)
+
+    after, before = (exactly(state(change[when])) for when in ("after", "before"))
+    return Thing("virtual functions", change["what"]), Effect(after, before, True, change["step"])
+
+
 def _pages(change: Change) -> tuple[Thing, Effect]:
     after, before = (exactly(change[when]) for when in ("after", "before"))
     return _pool(change["what"]), Effect(after, before, True, change["step"])
@@ -211,6 +222,7 @@ _KINDS: dict[str, Callable[[Change], tuple[Thing, Effect]]] = {
     "unit": _unit,
     "device": _device,
     "register": _register,
+    "virtual_functions": _virtual_functions,
     "default_entry": _default_entry,
     "next_entry": _next_entry,
 }
@@ -325,6 +337,7 @@ _BACK_TO: dict[str, Callable[[str], Thing]] = {
     "device": lambda what: Thing("driver", what),
     "register": lambda what: Thing("register", what),
     "firmware": lambda what: Thing("firmware", what),
+    "virtual_functions": lambda what: Thing("virtual functions", what),
     "pages": _pool,
     "profile": lambda _what: PROFILE,
 }

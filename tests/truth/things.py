@@ -49,6 +49,18 @@ class Driver(NamedTuple):
     override: str
 
 
+class VirtualFunctions(NamedTuple):
+    """Of one physical function.
+
+    :param autoprobe: whether drivers take new ones.
+    :param held: who holds each, in their order.
+    """
+
+    number: int
+    autoprobe: bool
+    held: tuple[Driver, ...]
+
+
 class Path(NamedTuple):
     """As the observer lists a path: bits of its type, mode, owner, hash of the content or target of the link."""
 
@@ -90,13 +102,20 @@ def things(observation: Mapping[str, Any]) -> dict[Thing, Value]:
     for name in observation["manual_packages"]:
         found[Thing("asked-for package", name)] = True
     found |= _units(observation)
+    virtual = {bdf for of in observation["virtual_functions"].values() for bdf, _driver, _override in of["functions"]}
     for bdf, (driver, override) in observation["drivers"].items():
-        found[Thing("driver", bdf)] = Driver(driver, override)
+        if bdf not in virtual:  # which come and go: they are what their physical function has
+            found[Thing("driver", bdf)] = Driver(driver, override)
+    for bdf, of in observation["virtual_functions"].items():
+        held = tuple(Driver(driver, override) for _bdf, driver, override in of["functions"])
+        found[Thing("virtual functions", bdf)] = VirtualFunctions(of["number"], of["autoprobe"], held)
     for directory, count in observation["hugepages"].items():
         pool = POOL.search(directory)
         if pool:
             found[pages(*pool.groups())] = int(count)
-    found |= {Thing("register", what): value for what, value in observation["registers"].items()}
+    for what, value in observation["registers"].items():
+        if what.split()[0] not in virtual:
+            found[Thing("register", what)] = value
     # Of servers made of files only: the emulated ones' NICs have no settings.
     found |= {Thing("firmware", what): value for what, value in observation.get("firmware", {}).items()}
     boot = observation["boot"]

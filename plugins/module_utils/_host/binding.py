@@ -9,11 +9,10 @@ for a host that already runs under our token, and the check of the effect.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.drivers import VFIO, DriverStep
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import DEVICES
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     AS_BEFORE,
@@ -21,16 +20,12 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     CHANGED,
     GONE,
     Change,
-    Step,
     Thing,
     Touched,
 )
 
-VFIO = "vfio-pci"
-_PCI = Path("sys/bus/pci")
 
-
-class Binding(Step):
+class Binding(DriverStep):
     """Which driver holds each device that guests may own."""
 
     name = "binding"
@@ -143,37 +138,6 @@ class Binding(Step):
         if wrong:
             raise TopovirtError(f"Binding failed: {'; '.join(wrong)}.", "The kernel log (dmesg) says why.")
 
-    def _unbind(self, bdf: str) -> None:
-        if (self._state(bdf) or {}).get("driver"):
-            self._write(f"devices/{bdf}/driver/unbind", bdf)
-
-    def _load(self, module: str) -> None:
-        status, _out, errors = self.context.run(["modprobe", module])
-        if status != 0:
-            raise TopovirtError(f"The kernel module {module} cannot be loaded: {errors.strip()}")
-
-    def _write(self, path: str, text: str) -> None:
-        try:
-            self.context.write(self.context.root / _PCI / path, text)
-        except OSError as error:
-            raise TopovirtError(
-                f"/{_PCI / path}: the kernel refused {text.strip()!r}: {error.strerror}.", "dmesg may say why."
-            ) from None
-
-    def _state(self, bdf: str) -> Optional[Dict[str, Any]]:
-        """Driver, its module and the override; ``None`` when there is no such device."""
-        device = self.context.root / _PCI / "devices" / bdf
-        if not device.is_dir():
-            return None
-        override = None
-        if (device / "driver_override").exists():
-            override = (device / "driver_override").read_text(encoding="ascii").strip()
-        return {
-            "driver": _link_name(device / "driver"),
-            "module": _link_name(device / "driver/module"),
-            "override": None if override in (None, "", "(null)") else override,
-        }
-
     def _journaled(self) -> Dict[str, Dict[str, Any]]:
         """State before the conversion of every device that was ever in the set."""
         priors = self.context.journal.first_priors()
@@ -185,10 +149,3 @@ class Binding(Step):
 
     def _change(self, bdf: str, before: Optional[str], after: Optional[str]) -> Change:
         return Change(self.name, "device", bdf, before, after, reboot=not self.context.acts_now)
-
-
-def _link_name(path: Path) -> Optional[str]:
-    try:
-        return os.path.basename(os.readlink(path))
-    except OSError:
-        return None

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.binding import VFIO, Binding
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.binding import Binding
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.cmdline.host_initramfs import (
     HostInitramfs,
     host_initramfs,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.competitors import CONFLICT, Competitor, competitors
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.drivers import VFIO
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.files import content, digest, restore
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.guard import device_reasons
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.places import STATE

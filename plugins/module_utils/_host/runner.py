@@ -43,6 +43,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._host.remembered impo
     committed_state,
 )
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.services import Services
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.sriov import Sriov
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
     Change,
     Context,
@@ -71,6 +72,7 @@ STEPS: Tuple[Type[Step], ...] = (
     Tuned,
     Hugepages,
     Binding,
+    Sriov,
     PcieAccess,
     Trial,
     Boot,
@@ -294,7 +296,7 @@ class Runner:
         :raises TopovirtError: where the host is of a kind for which none can be planned.
         """
         obstacles = boot_obstacles(self.root, self.run)
-        for step in (PcieAccess(context), Tuned(context)):
+        for step in (Sriov(context), PcieAccess(context), Tuned(context)):
             obstacles += step.obstacles()
         if obstacles:
             self._raise([*self._reasons(context, True), *obstacles])  # what is not planned is not weighed for space
@@ -469,6 +471,8 @@ def _prior_in_words(prior: Any) -> Optional[str]:
         return "absent" if prior["type"] == "absent" else f"the saved {prior['type']}"
     if isinstance(prior, dict) and "driver" in prior:
         return f"driver {prior['driver'] or 'none'}"
+    if isinstance(prior, dict) and "autoprobe" in prior:
+        return f"{prior['number']} as before"
     if isinstance(prior, dict) and "inventory" in prior:
         return f"as before, with {len(prior['packages'])} packages"
     return None if prior is None else str(prior)

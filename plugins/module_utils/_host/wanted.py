@@ -13,6 +13,7 @@ from ansible_collections.topovirt.kvm.plugins.module_utils._errors import Topovi
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.config_space import READ_REQUESTS
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.cpulist import format_cpulist, parse_cpulist
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.model import ROLES, PciFunction, Topology
+from ansible_collections.topovirt.kvm.plugins.module_utils._topology.pci import BDF
 from ansible_collections.topovirt.kvm.plugins.module_utils._topology.reserve import (
     Reserve,
     guest_pages,
@@ -68,6 +69,7 @@ class Wanted:
     erase_ok: List[str]  # serial numbers of NVMe devices whose content may be lost
     tolerate: List[str]  # names of competitors that are no reason to refuse
     pcie_acs: Optional[PcieAcs]  # None: nothing is set
+    sriov: Dict[str, int]  # BDF of a physical function -> number of its virtual functions for guests
     confirm_timeout: int  # seconds from a trial boot to the reboot of a host that nobody confirmed
 
     @property
@@ -78,7 +80,7 @@ class Wanted:
 
 def nothing() -> Wanted:
     """Of a host of which nothing is wanted."""
-    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], [], None, CONFIRM_TIMEOUT)
+    return Wanted("none", {}, [], PAGE_SIZES["2MiB"], {}, False, {}, [], [], False, [], [], None, {}, CONFIRM_TIMEOUT)
 
 
 def resolve(
@@ -112,6 +114,7 @@ def resolve(
     devices = devices_of(given, topology, [*roles, *fabric], errors)
     page_size, pages, pages_given = _pages(given.get("hugepages") or {}, topology, committed, big_pages, errors)
     pcie_acs = pcie_acs_of(given.get("pcie_acs") or {}, errors)
+    sriov = _sriov(given.get("sriov") or {}, errors)
     confirm_timeout = confirm_timeout_of(given)
     if confirm_timeout < _CONFIRM_TIMEOUT_MIN:
         errors.append(
@@ -140,6 +143,7 @@ def resolve(
         erase_ok=[str(serial) for serial in given.get("erase_ok") or []],
         tolerate=list(given.get("tolerate") or []),
         pcie_acs=pcie_acs,
+        sriov=sriov,
         confirm_timeout=confirm_timeout,
     )
 
@@ -166,6 +170,21 @@ def pcie_acs_of(given: Mapping[str, Any], errors: List[str]) -> Optional[PcieAcs
     if size and size not in READ_REQUESTS:
         errors.append(f"pcie_acs: max_read_request {size} is none of 0, {', '.join(map(str, READ_REQUESTS))}")
     return PcieAcs(bits, bool(values.get("ats")), size)
+
+
+def _sriov(given: Mapping[str, Any], errors: List[str]) -> Dict[str, int]:
+    found: Dict[str, int] = {}
+    for pf, number in given.items():
+        if not BDF.match(str(pf).lower()):
+            # YAML reads 0000:41:00.0 as the number 2460.0, to the base of 60.
+            errors.append(f"sriov: {pf} is no address of a PCI function; in YAML one needs quotes: '0000:41:00.0'")
+        elif isinstance(number, bool) or not re.match(r"[1-9]\d*\Z", str(number)):
+            errors.append(f"sriov: {pf} has {number!r} virtual functions, which is no number from 1 on")
+        elif str(pf).lower() in found:
+            errors.append(f"sriov: {pf} is there twice")
+        else:
+            found[str(pf).lower()] = int(number)
+    return found
 
 
 def _page_arguments(page_size: int, pages: Mapping[int, int]) -> List[str]:

@@ -94,6 +94,8 @@ class Attacher:
         def price(gpu: str, name: str) -> int | None:
             unit = by_name[name]
             asked = wanted[gpu] if wanted[gpu] else None
+            if asked is None and unit.by_name:
+                return None
             if not unit.tied_to <= owned[gpu] or (
                 claimed.intersection(unit.devices) if asked is None else asked.isdisjoint(unit.devices)
             ):

@@ -44,6 +44,7 @@ class Unit:
 
     devices: tuple[str, ...]
     tied_to: frozenset[str]  # GPUs and parts of the fabric in the same group: the VM must own them all
+    by_name: bool = False  # virtual functions go only to whom a request names them for
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,11 @@ class Inventory:
 
     def near_nics(self) -> tuple[Unit, ...]:
         """NICs that share a switch with some GPU; all of them when there are none such."""
+        own = tuple(unit for unit in self.nics if not unit.by_name)
         near = tuple(
-            unit
-            for unit in self.nics
-            if any(self.paths.path_class(unit.devices[0], gpu) in _NEAR for gpu in self.node_of)
+            unit for unit in own if any(self.paths.path_class(unit.devices[0], gpu) in _NEAR for gpu in self.node_of)
         )
-        return near or self.nics
+        return near or own
 
 
 def _withheld(function: PciFunction, has_vfs: bool, state: str) -> str:
@@ -108,7 +108,7 @@ def _units(
 ) -> tuple[Unit, ...]:
     units: dict[tuple[str, ...], Unit] = {}
     for bdf, function in functions.items():
-        if function["role"] != role or function["physfn"] is not None or function["kind"] != "endpoint":
+        if function["role"] != role or function["kind"] != "endpoint":
             continue
         number = function["iommu_group"]
         together = (bdf,) if number is None else groups[number]
@@ -116,7 +116,7 @@ def _units(
         if any(other in withheld for other in together):
             continue
         tied = frozenset(other for other in together if functions[other]["role"] in ("gpu", *FABRIC_ROLES))
-        units[devices] = Unit(devices, tied)
+        units[devices] = Unit(devices, tied, any(functions[other]["physfn"] is not None for other in devices))
     return tuple(units.values())
 
 

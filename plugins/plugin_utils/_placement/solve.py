@@ -142,7 +142,8 @@ class Solver:
         pair = [(request, item)]
         nics, nvmes = self.attacher.nic_count(request), self.attacher.nvme_count(request)
         if self.attacher.attach_nics(pair, free, {}) is None:
-            found.append(f"needs {nics} NICs, {len(free.nics)} are free{self.kept_back('nic')}")
+            there = sum(1 for unit in free.nics if request.exact_nics or not unit.by_name)
+            found.append(f"needs {nics} NICs, {there} are free{self.kept_back('nic')}")
         if self.attacher.attach_nvmes(pair, free.nvmes, {}, {}) is None:
             found.append(f"needs {nvmes} NVMe devices, {len(free.nvmes)} are free{self.kept_back('nvme')}")
         return list(dict.fromkeys(found))

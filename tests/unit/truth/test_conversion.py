@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import SWITCH0, FakeHost
+from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_host import IGB, SWITCH0, FakeHost
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_red_hat import FakeRedHat
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.test_pcie_acs import WANTED_ON, AcsHost
 
 from tests.truth.evidence import Evidence
-from tests.truth.things import Observed, Thing, things
+from tests.truth.things import Driver, Observed, Thing, VirtualFunctions, things
 from tests.unit.truth.looking import observe
 from tests.unit.truth.watched import conversion, plain_installation, way_back
 
@@ -160,6 +160,27 @@ def test_registers_at_once(switched: AcsHost, true: Demand) -> None:
         true(evidence, 7)
         assert len([thing for thing in evidence.seen.changes if thing.kind == "register"]) == 6
         assert "registers that the kernel sets with the IOMMU" not in evidence.verdict().attributed
+
+
+def test_virtual_functions_with_the_boot(host: FakeHost, plain: Observed, true: Demand) -> None:
+    original = things(observe(host))
+    wanted = {**host.wanted, "sriov": {IGB: 2}}
+    evidence = conversion(host, wanted, plain)
+    true(evidence, 28)
+    held = (Driver("vfio-pci", "vfio-pci"),) * 2
+    assert evidence.seen.after[Thing("virtual functions", IGB)] == VirtualFunctions(2, False, held)
+    back = way_back(host, original, plain)
+    true(back, 20)
+    assert back.seen.after == original
+
+
+def test_virtual_functions_at_once(host: FakeHost, true: Demand) -> None:
+    host.install(*host.wanted["packages"])
+    conversion(host)
+    for number in (2, 3, 0):
+        evidence = conversion(host, {**host.wanted, "sriov": {IGB: number} if number else {}})
+        true(evidence, 2)
+        assert evidence.seen.after[Thing("virtual functions", IGB)].number == number
 
 
 def test_a_file_below_what_packages_brought_in_an_earlier_run(host: FakeHost, plain: Observed, true: Demand) -> None:

@@ -119,6 +119,26 @@ def test_a_function_that_does_not_answer_has_no_registers(space: bytes) -> None:
     assert effective_host.register_offsets(space) == {}
 
 
+def test_virtual_functions_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    device = tmp_path / "sys/bus/pci/devices/0000:27:00.0"
+    device.mkdir(parents=True)
+    (device / "sriov_numvfs").write_text("11\n")
+    (device / "sriov_drivers_autoprobe").write_text("0\n")
+    for number in range(11):
+        function = tmp_path / f"sys/bus/pci/devices/0000:28:00.{number}"
+        function.mkdir()
+        (function / "driver_override").write_text("(null)\n")
+        (device / f"virtfn{number}").symlink_to(f"../{function.name}")
+    (tmp_path / "sys/bus/pci/devices/0000:28:00.10/driver").symlink_to("../../../bus/pci/drivers/igbvf")
+    found = effective_host.virtual_functions(str(tmp_path))
+    assert list(found) == ["0000:27:00.0"]
+    assert (found["0000:27:00.0"]["number"], found["0000:27:00.0"]["autoprobe"]) == (11, False)
+    assert found["0000:27:00.0"]["functions"] == [
+        *[[f"0000:28:00.{number}", None, "(null)"] for number in range(10)],
+        ["0000:28:00.10", "igbvf", "(null)"],
+    ]
+
+
 def test_a_unit_that_a_socket_starts_may_come_and_go(tmp_path: Path) -> None:
     host = FakeHost(tmp_path)
     looks = [

@@ -21,6 +21,7 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake
     GPU0,
     GPU1,
     IGB,
+    NIC0,
     NVME0,
     FakeHost,
 )
@@ -42,12 +43,15 @@ class NumberedGpus:
         return replace(made, topology=lambda: read_topology(made.root, module_ids={GPU0: 1, GPU1: 2}))
 
 
+WITH_FUNCTIONS = {"sriov": {IGB: 2}}
+
+
 class Debian(NumberedGpus, AcsHost):
-    wanted = {**FakeHost.wanted, **ON}
+    wanted = {**FakeHost.wanted, **ON, **WITH_FUNCTIONS}
 
 
 class RedHat(NumberedGpus, FakeRedHat):
-    pass  # the fake's switches have no ACS
+    wanted = {**FakeRedHat.wanted, **WITH_FUNCTIONS}  # the fake's switches have no ACS
 
 
 KINDS: dict[str, type[FakeHost]] = {"debian": Debian, "red-hat": RedHat}
@@ -78,6 +82,12 @@ CLAIMS = {
     "tuned": file_claim("etc/tuned/never/tuned.conf"),
     "hugepages": claim("link", "etc/systemd/system/sysinit.target.wants/never.mount", None, {"target": "/never"}),
     "binding": claim("device", IGB, "igb", "vfio-pci"),
+    "sriov": claim(
+        "virtual_functions",
+        NIC0,
+        {"number": 0, "autoprobe": True, "functions": []},
+        {"number": 1, "autoprobe": False, "functions": [{"driver": "vfio-pci", "override": "vfio-pci"}]},
+    ),
     "pcie_acs": claim("register", f"{NVME0} device_control", 0x2000, 0x5000),
     "trial": file_claim("etc/systemd/system/never.service"),
     "boot": claim("initramfs", "boot/topovirt-never.img", None, "0123456789abcdef"),
@@ -180,6 +190,7 @@ OTHERWISE: dict[str, Callable[[Any], Any]] = {
     "unit": lambda before: {"enabled": "masked", "active": before["active"]},
     "device": lambda before: "never",
     "register": lambda before: before ^ 0x7FFF,
+    "virtual_functions": lambda before: {**before, "number": 7},
     "default_entry": lambda before: "never",
 }
 

@@ -8,6 +8,7 @@ It is written from what those programs document, and shares nothing with the cod
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -32,6 +33,8 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._topology.
 GPU0, NIC0, NVME0 = "0000:23:00.0", "0000:24:00.0", "0000:25:00.0"
 SWITCH0, SWITCH1 = "0000:26:00.0", "0000:26:00.1"
 IGB = "0000:27:00.0"
+# Its virtual functions, by the offset and stride of an Intel 82576 in its capability.
+VFS = tuple(f"0000:28:{0x10 + number // 4:02x}.{number % 4 * 2}" for number in range(7))
 GPU1, NIC1 = "0000:93:00.0", "0000:94:00.0"
 DISK = "0000:00:05.0"
 NATIVE = {
@@ -159,6 +162,9 @@ class FakeHost(Machine):
         self.disk("vda", DISK, "virtio0/block/vda", "254:0")
         self.partition("vda", "vda1", "254:1")
         self.interface("eth0", IGB, up=True)
+        self.write(f"{self.paths[IGB]}/sriov_totalvfs", "7\n")
+        self.write(f"{self.paths[IGB]}/sriov_numvfs", "0\n")
+        self.write(f"{self.paths[IGB]}/sriov_drivers_autoprobe", "1\n")
         self.address("eth0", "10.0.2.15", 24)
         for name, text in (
             ("etc/machine-id", "a" * 32 + "\n"),
@@ -285,6 +291,10 @@ class FakeHost(Machine):
             (device / "driver").unlink()
         elif name == "driver_override":
             path.write_text(f"{text.strip() or '(null)'}\n")
+        elif name == "sriov_numvfs":
+            self._make_virtual(int(text))
+        elif name == "sriov_drivers_autoprobe":
+            path.write_text(f"{int(text)}\n")
         elif name == "nr_hugepages":  # gives what it has, without an error (Documentation/admin-guide/mm/hugetlbpage)
             path.write_text(f"{min(int(text), self.most_pages)}\n")
         elif name in ("drop_caches", "compact_memory"):
@@ -297,10 +307,44 @@ class FakeHost(Machine):
         if (device / "driver").is_symlink():
             return
         override = (device / "driver_override").read_text().strip()
-        driver = NATIVE[bdf] if override == "(null)" else override
+        if override == "(null)" and bdf in VFS and self._of_igb("sriov_drivers_autoprobe") == "0":
+            return  # pci_device_can_probe
+        driver = NATIVE.get(bdf, "igbvf") if override == "(null)" else override
         if driver.replace("-", "_") in {module.replace("-", "_") for module in self.modules}:
             up = "../" * (len(self.paths[bdf].split("/")) - 1)
             os.symlink(f"{up}bus/pci/drivers/{driver}", device.resolve() / "driver")
+
+    def _make_virtual(self, number: int) -> None:
+        """sriov_numvfs_store: only a driver makes them, and between two numbers there has to be none."""
+        now = int(self._of_igb("sriov_numvfs"))
+        if number == now:
+            return
+        if number > int(self._of_igb("sriov_totalvfs")):
+            raise OSError(errno.ERANGE, "Numerical result out of range")
+        if self.driver(IGB) != "igb":
+            raise OSError(errno.ENOENT, "No such file or directory")
+        if number and now:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        for index, bdf in enumerate(VFS[: number or now]):
+            if number:
+                self.pci(bdf, "0000:20:02.0", "8086:10ca", "0x020000", 0, ENDPOINT, group=60 + index, physfn=IGB)
+                self.link(f"{self.paths[IGB]}/virtfn{index}", f"../{bdf}")
+            else:
+                shutil.rmtree(self.root / self.paths.pop(bdf))
+                shutil.rmtree(self.root / f"sys/kernel/iommu_groups/{60 + index}")
+                (self.root / "sys/bus/pci/devices" / bdf).unlink()
+                (self.root / self.paths[IGB] / f"virtfn{index}").unlink()
+        self.write(f"{self.paths[IGB]}/sriov_numvfs", f"{number}\n")
+        for bdf in VFS[:number]:
+            self._probe(bdf)
+
+    def _of_igb(self, name: str) -> str:
+        return (self.root / self.paths[IGB] / name).read_text().strip()
+
+    def virtual(self) -> tuple[Any, ...]:
+        """Whether drivers take virtual functions, and which one holds each."""
+        held = [self.driver(bdf) for bdf in VFS if bdf in self.paths]
+        return self._of_igb("sriov_drivers_autoprobe") == "1", *held
 
     def driver(self, bdf: str) -> str | None:
         link = self.root / "sys/bus/pci/devices" / bdf / "driver"
@@ -346,6 +390,8 @@ class FakeHost(Machine):
         self.write("proc/sys/kernel/osrelease", f"{kernel.partition('-')[2]}\n")
         token = re.search(r"\btopovirt=(\w+)", arguments)
         self.modules = {"nvidia", "mlx5_core", "nvme", "igb", "virtio-pci"}
+        self._make_virtual(0)
+        self.write(f"{self.paths[IGB]}/sriov_drivers_autoprobe", "1\n")
         for bdf in NATIVE:
             device = self.root / "sys/bus/pci/devices" / bdf
             (device / "driver").unlink(missing_ok=True)
@@ -362,6 +408,8 @@ class FakeHost(Machine):
         self.pages(0, 0)
         if self._runs("topovirt-hugepages.service", arguments):
             self._start_pages()
+        if self._runs("topovirt-sriov.service", arguments):
+            self._start_virtual()
         self.guard_active = self._runs("topovirt-trial.service", arguments)
         files = (self.root / "etc/systemd/system").iterdir()
         self.begun = {path.name for path in files if path.is_file() and self._runs(path.name, arguments)}
@@ -387,6 +435,17 @@ class FakeHost(Machine):
         given = [max(0, counts.get(node, 0) - self.fewer_pages) for node in (0, 1)]
         self.pages(*given)
         return not self.fewer_pages
+
+    def _start_virtual(self) -> None:
+        """As its script would, which test_sriov.py runs."""
+        script = (self.root / "var/lib/topovirt/sriov.sh").read_text()
+        device = self.root / "sys/bus/pci/devices" / IGB
+        for number in re.findall(rf"^want {IGB} 0x8086 0x10c9 (\d+)$", script, re.M):
+            self.write_attribute(device / "sriov_drivers_autoprobe", "0")
+            self.write_attribute(device / "sriov_numvfs", number)
+            for bdf in VFS[: int(number)]:
+                self.write_attribute(device.parent / bdf / "driver_override", "vfio-pci")
+                self.write_attribute(device.parent.parent / "drivers_probe", bdf)
 
     def _start_tuned(self, arguments: str) -> None:
         unit = self.units.get("tuned.service")
@@ -576,7 +635,10 @@ class FakeHost(Machine):
 
     def snapshot(self) -> dict[str, tuple[Any, ...]]:
         """Everything on disk, exactly, and the drivers."""
-        found: dict[str, tuple[Any, ...]] = {"drivers": tuple(self.drivers().items())}
+        found: dict[str, tuple[Any, ...]] = {
+            "drivers": tuple(self.drivers().items()),
+            "virtual functions": self.virtual(),
+        }
         for start in ("boot", "etc", "opt", "root", "usr", "var", "run"):
             for path in sorted((self.root / start).rglob("*")):
                 info = path.lstat()

@@ -32,10 +32,19 @@ from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake
 )
 from ansible_collections.topovirt.kvm.tests.unit.plugins.module_utils._host.fake_red_hat import FakeRedHat
 
+
+class WithFunctions(FakeHost):
+    """With virtual functions for guests."""
+
+    wanted = {**FakeHost.wanted, "sriov": {IGB: 2}}
+
+
 PASSED = {GPU0, GPU1, NIC0, NIC1, SWITCH0, SWITCH1}
 
 
-KINDS = pytest.mark.parametrize("kind", [FakeHost, FakeRedHat], ids=["debian", "red-hat"])
+KINDS = pytest.mark.parametrize(
+    "kind", [FakeHost, FakeRedHat, WithFunctions], ids=["debian", "red-hat", "virtual functions"]
+)
 
 
 @pytest.fixture(params=[FakeHost, FakeRedHat], ids=["debian", "red-hat"])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -89,6 +90,37 @@ def test_certain_nics_are_kept_for_who_asked() -> None:
     taken, other = plan([request("a", 1, nics=["0000:26:00.0"]), request("b", 1, nics=1)])["vms"]
     assert buses(taken, "nic") == ["26"]
     assert buses(other, "nic") != ["26"]
+
+
+def with_virtual_functions() -> Topology:
+    """The first NIC stays with the host and has two virtual functions for guests."""
+    topology = host()
+    (physical,) = [function for function in topology["pci"] if function["bdf"] == "0000:25:00.0"]
+    physical["driver"] = "mlx5_core"
+    for number in (1, 2):
+        function = deepcopy(physical)
+        function["bdf"], function["physfn"] = f"0000:25:00.{number}", "0000:25:00.0"
+        function["driver"], function["iommu_group"] = "vfio-pci", 900 + number
+        topology["pci"].append(function)
+    topology["pci"].sort(key=lambda function: function["bdf"])
+    return topology
+
+
+def test_virtual_functions_go_to_who_names_them_only() -> None:
+    topology = with_virtual_functions()
+    named = [request("a", 1, nics=["0000:25:00.1"]), request("b", 1, nics=["0000:25:00.2"]), request("c", 6)]
+    first, second, others = plan(named, topology=topology)["vms"]
+    assert [device["bdf"] for device in first["placement"]["devices"]][1:] == ["0000:25:00.1"]
+    assert [device["bdf"] for device in second["placement"]["devices"]][1:] == ["0000:25:00.2"]
+    assert "bus='0x25' slot='0x00' function='0x1'" in first["domain_xml"].replace('"', "'")
+    (eight,) = plan([request("all", 8)], topology=topology)["vms"]
+    for vm in (others, eight):
+        assert not [device for device in vm["placement"]["devices"] if device["bdf"].startswith("0000:25:")]
+    assert len(buses(eight, "nic")) == 7
+    assert "needs 8 NICs, 7 are free" in refused([request("all", 8, nics=8)], topology=topology)
+    assert "nic 0000:25:00.0: it has virtual functions" in refused(
+        [request("a", 1, nics=["0000:25:00.0"])], topology=topology
+    )
 
 
 def test_certain_cpus() -> None:
