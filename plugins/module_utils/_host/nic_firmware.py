@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ansible_collections.topovirt.kvm.plugins.module_utils._errors import TopovirtError
 from ansible_collections.topovirt.kvm.plugins.module_utils._host import mlxconfig
-from ansible_collections.topovirt.kvm.plugins.module_utils._host.binding import VFIO
+from ansible_collections.topovirt.kvm.plugins.module_utils._host.drivers import VFIO
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.guard import vms_in_the_way
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.mlxconfig import Answer, Mlxconfig, Parameter
 from ansible_collections.topovirt.kvm.plugins.module_utils._host.step import (
