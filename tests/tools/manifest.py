@@ -21,7 +21,8 @@ import yaml
 HERE = Path(__file__).parent
 SCRIPT = HERE / "manifest_host.py"
 VOLATILE = HERE / "volatile-paths.yml"
-_TREES = ("/var/log", "/var/cache")  # logs and package caches: nothing else may be left out as a whole
+# Logs, package caches, and what stands for a mirror on the emulated server: nothing else may be left out as a whole.
+_TREES = ("/var/log", "/var/cache", "/srv/repo")
 
 
 def take(command: Sequence[str]) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def take(command: Sequence[str]) -> dict[str, Any]:
 def volatile(file: Path = VOLATILE) -> tuple[set[str], tuple[str, ...]]:
     """Exact paths and trees that are left out.
 
-    :raises ValueError: for an entry without a reason, or a tree that is neither logs nor a package cache.
+    :raises ValueError: for an entry without a reason, or a tree that is neither logs, a package cache nor a mirror.
     """
     exact, trees = set(), []
     for entry in yaml.safe_load(file.read_text(encoding="utf-8")):
@@ -42,7 +43,7 @@ def volatile(file: Path = VOLATILE) -> tuple[set[str], tuple[str, ...]]:
             raise ValueError(f"{entry['path']}: no reason given")
         if entry.get("tree"):
             if not entry["path"].startswith(_TREES):
-                raise ValueError(f"{entry['path']}: only logs and package caches may be left out as a whole")
+                raise ValueError(f"{entry['path']}: only logs, package caches and a mirror may be left out as a whole")
             trees.append(entry["path"])
         else:
             exact.add(entry["path"])

@@ -101,7 +101,7 @@ def test_volatile_paths_are_few_and_have_reasons() -> None:
     ("text", "part"),
     [
         ("- {path: /etc/x}\n", "no reason given"),
-        ("- {path: /etc, tree: true, reason: lazy}\n", "only logs and package caches"),
+        ("- {path: /etc, tree: true, reason: lazy}\n", "only logs, package caches"),
     ],
 )
 def test_exceptions_are_reviewed(tmp_path: Path, text: str, part: str) -> None:
