@@ -20,7 +20,12 @@ CONVERSION: dict[str, Any] = {
 }
 
 # For a machine without NVLink whose GPUs hang on root ports, which have access control also where they are emulated.
-REGISTERS = {"kvm_host_fabric_model": "none", "kvm_host_pcie_acs": {"enabled": True}}
+# Its NICs share no switch with a GPU, so they are named.
+REGISTERS = {
+    "kvm_host_fabric_model": "none",
+    "kvm_host_devices": ["0000:23:00.0", "0000:a3:00.0"],
+    "kvm_host_pcie_acs": {"enabled": True},
+}
 
 SHARED_FABRIC = {"kvm_host_fabric_model": "shared_nvswitch"}
 
